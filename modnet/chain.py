@@ -1,0 +1,377 @@
+"""The core: a network is a chain of leaves, grouped into modules, that can be cut, spliced and frozen.
+
+>>> hybrid = meta[:i].frozen() + target[i] + meta[i + 1 :].frozen()
+
+A *leaf* is the smallest part that is never divided (a stem, a block, a head, a stitch). It says what it takes and
+gives by a :class:`Port`, and it keeps no state of a pass: all that belongs to one pass lives in a :class:`Pass`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, overload
+
+from torch import Tensor, nn
+
+from modnet.errors import RequestError
+from modnet.randomness import Key
+
+
+@dataclass(frozen=True)
+class Port:
+    """What flows between two leaves: a kind and its dimensions; a dimension that is None fits any.
+
+    Kinds: ``image(channels, size)``, ``tokens(width, prefix, grid)``, ``ids(vocab)``, ``state(width, slots)``,
+    ``features(width)``, ``logits(classes, per)``.
+    """
+
+    kind: str
+    dims: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, kind: str, **dims: Any) -> Port:
+        """A port from keyword dimensions; lists become tuples so that ports compare and hash."""
+        return cls(kind, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(dims.items())))
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self.dims).get(name)
+
+    def fits(self, other: Port | None) -> bool:
+        """Whether what leaves this port may enter ``other``."""
+        if other is None:
+            return True
+        theirs = dict(other.dims)
+        return self.kind == other.kind and all(
+            value is None or theirs.get(name) is None or theirs[name] == value for name, value in self.dims
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join(f'{name}={value}' for name, value in self.dims)})"
+
+
+class PortMismatch(RequestError, TypeError):
+    """Two neighbouring leaves do not fit; the message names both, both ports and the fix."""
+
+    def __init__(self, left: nn.Module, gives: Port, right: nn.Module, takes: Port) -> None:
+        super().__init__(
+            f"{type(left).__name__} gives {gives} but {type(right).__name__}, which follows it, takes {takes}; "
+            "put a stitch between them (modnet.surgery.stitched) or build both for the same port"
+        )
+
+
+@dataclass
+class Pass:
+    """All that belongs to one forward pass; every leaf receives it and may write to it.
+
+    ``ids``: sample numbers of the batch, int64 (B,), which key the random draws of each sample.
+    ``losses``: what a leaf adds to the objective. ``stats``: what it measured. ``taps``: activations asked for by
+    leaf position (set ``wanted`` to collect them). ``batch``: further inputs. ``shared``: what a chain's modules
+    own together. A pass without a key is an evaluation pass: nothing is drawn.
+    """
+
+    key: Key | None = None
+    ids: Tensor | None = None
+    batch: Mapping[str, Any] = field(default_factory=dict)
+    shared: nn.Module | None = None
+    wanted: frozenset[int] = frozenset()
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    taps: dict[int, Tensor] = field(default_factory=dict)
+    leaf: int = 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether leaves may draw random numbers in this pass."""
+        return self.key is not None
+
+    def rng(self, purpose: str) -> Key:
+        """The key of a draw in the leaf that is running; raises ValueError in an evaluation pass."""
+        if self.key is None:
+            raise ValueError("an evaluation pass draws no random numbers; give the Pass a key")
+        return self.key.fold("leaf", self.leaf, purpose)
+
+    def enter(self, *scope: int | str) -> Pass:
+        """A pass of its own for one module of several that share a batch: same samples, own key and records."""
+        return Pass(self.key and self.key.fold(*scope), self.ids, self.batch, wanted=self.wanted)
+
+
+class Module(nn.Module):
+    """One leaf of a chain: ``takes`` and ``gives`` say what flows; ``forward(x, ctx)`` computes.
+
+    ``role`` is ``stem``, ``block``, ``head`` or ``stitch``; cutting counts blocks. The constructor's arguments are
+    kept as :attr:`arguments`, so that any chain can be written as data and built again; they must be plain values.
+    """
+
+    takes: Port | None = None
+    gives: Port | None = None
+    role: str = "block"
+    arguments: dict[str, Any]
+    is_frozen: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        initialise = cls.__init__
+        signature = inspect.signature(initialise)
+
+        @functools.wraps(initialise)
+        def recorded(self: Module, *args: Any, **kw: Any) -> None:
+            initialise(self, *args, **kw)
+            if type(self) is cls:
+                bound = signature.bind(self, *args, **kw)
+                self.arguments = {k: v for k, v in list(bound.arguments.items())[1:]}
+
+        cls.__init__ = recorded  # type: ignore[method-assign, assignment]
+
+    def forward(self, x: Any, ctx: Pass) -> Any:
+        raise NotImplementedError
+
+    def matrices(self) -> dict[str, int]:
+        """Parameter name → number of equal matrices stacked along its first axis, for optimizers that act on matrices."""
+        return {}
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.is_frozen)
+
+
+class Plain(Module):
+    """An ordinary ``nn.Module`` as a leaf that fits anything; it cannot be rebuilt from data."""
+
+    def __init__(self, module: nn.Module, role: str = "block") -> None:
+        super().__init__()
+        self.module, self.role = module, role
+
+    def forward(self, x: Any, ctx: Pass) -> Any:
+        return self.module(x)
+
+
+class Chain(nn.Module):
+    """Leaves in a row, grouped into modules by ``bounds`` (positions 0 … len(leaves), increasing).
+
+    ``chain[i]``, ``chain[a:b]``, ``chain.flat`` and ``a + b`` are chains that share the same parameters. The empty
+    chain is legal and neutral. Parameter keys count leaves from 0 in this chain, whatever the bounds.
+    """
+
+    def __init__(
+        self,
+        leaves: Iterable[nn.Module] = (),
+        bounds: Sequence[int] | None = None,
+        shared: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        for position, leaf in enumerate(leaves):
+            self.add_module(str(position), leaf if isinstance(leaf, Module) else Plain(leaf))
+        if shared is not None:
+            self.add_module("shared", shared)
+        count = len(self.leaves)
+        self.bounds = tuple(bounds) if bounds is not None else ((0, count) if count else (0,))
+        if self.bounds[0] != 0 or self.bounds[-1] != count or list(self.bounds) != sorted(self.bounds):
+            raise ValueError(f"bounds {self.bounds} do not divide {count} leaves")
+        for left, right in zip(self.leaves, self.leaves[1:], strict=False):
+            if left.gives is not None and not left.gives.fits(right.takes):
+                assert right.takes is not None
+                raise PortMismatch(left, left.gives, right, right.takes)
+
+    @functools.cached_property
+    def leaves(self) -> tuple[Module, ...]:
+        """All leaves in order."""
+        return tuple(m for name, m in self._modules.items() if name != "shared" and isinstance(m, Module))
+
+    @property
+    def shared_part(self) -> nn.Module | None:
+        """What all modules own together."""
+        return self._modules.get("shared")
+
+    @property
+    def takes(self) -> Port | None:
+        """What the first leaf takes; None for the empty chain."""
+        return self.leaves[0].takes if self.leaves else None
+
+    @property
+    def gives(self) -> Port | None:
+        """What the last leaf gives; None for the empty chain."""
+        return self.leaves[-1].gives if self.leaves else None
+
+    @property
+    def flat(self) -> Chain:
+        """The same leaves, each a module of its own."""
+        return self.divided(range(len(self.leaves) + 1))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks in each module."""
+        return tuple(sum(leaf.role == "block" for leaf in module.leaves) for module in self)
+
+    def divided(self, bounds: Iterable[int]) -> Chain:
+        """The same leaves under other bounds."""
+        return Chain(self.leaves, tuple(bounds), self.shared_part)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __bool__(self) -> bool:
+        return bool(self.leaves)
+
+    def __iter__(self) -> Iterator[Chain]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Chain: ...
+    @overload
+    def __getitem__(self, index: slice) -> Chain: ...
+    def __getitem__(self, index: int | slice) -> Chain:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError("a chain is sliced without gaps: the step must be 1")
+            stop = max(start, stop)
+        else:
+            start = range(len(self))[index]
+            stop = start + 1
+        first, last = self.bounds[start], self.bounds[stop]
+        bounds = [bound - first for bound in self.bounds[start : stop + 1]]
+        return Chain(self.leaves[first:last], bounds, self.shared_part)
+
+    def __add__(self, other: Chain) -> Chain:
+        if not isinstance(other, Chain):
+            return NotImplemented
+        if self.shared_part is not None and other.shared_part not in (None, self.shared_part):
+            raise ValueError("two chains that each own shared parts cannot be joined")
+        offset = len(self.leaves)
+        bounds = self.bounds + tuple(bound + offset for bound in other.bounds[1:])
+        return Chain(self.leaves + other.leaves, bounds, self.shared_part or other.shared_part)
+
+    def forward(self, x: Any, ctx: Pass | None = None) -> Any:
+        """Run the leaves in order; without a pass, in a throw-away evaluation pass."""
+        ctx = ctx if ctx is not None else Pass()
+        if self.shared_part is not None:
+            ctx.shared = self.shared_part
+        for position, leaf in enumerate(self.leaves):
+            ctx.leaf = position
+            x = leaf(x, ctx)
+            if position in ctx.wanted:
+                ctx.taps[position] = x
+        return x
+
+    def frozen(self) -> Chain:
+        """A twin on the same storage whose parameters take no gradient, always in eval; this chain is untouched."""
+        memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
+        memo |= {id(buffer): buffer for buffer in self.buffers()}
+        twin = copy.deepcopy(self, memo)
+        for leaf in twin.leaves:
+            leaf.is_frozen = True
+        return twin.eval()
+
+    def cloned(self) -> Chain:
+        """A copy on its own storage."""
+        return copy.deepcopy(self)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Tensors by flat position; a tensor that stands in several leaves is listed once, at the first."""
+        if args or kwargs.get("destination") is not None:  # as a part of a larger module: its rules
+            return super().state_dict(*args, **kwargs)
+        state = super().state_dict(prefix=kwargs.get("prefix", ""), keep_vars=True)
+        first = {id(tensor): name for name, tensor in reversed(state.items())}
+        unique = {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
+        if kwargs.get("keep_vars"):
+            return unique
+        return {name: tensor.detach() for name, tensor in unique.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Copy tensors in; raises RuntimeError naming every missing, unexpected or misshapen key."""
+        own = super().state_dict(keep_vars=True)
+        first = {id(tensor): name for name, tensor in reversed(own.items())}
+        repeated = {
+            name: state_dict[first[id(tensor)]]
+            for name, tensor in own.items()
+            if name not in state_dict and first[id(tensor)] in state_dict
+        }
+        return super().load_state_dict({**state_dict, **repeated}, strict=strict, assign=assign)
+
+    def __repr__(self) -> str:
+        modules = " | ".join(" ".join(type(leaf).__name__ for leaf in module.leaves) for module in self)
+        return f"Chain({modules})"
+
+
+def describe(chain: Chain) -> dict[str, Any]:
+    """A chain's structure as plain data; with its tensors it is the whole network. Raises TypeError on a Plain leaf."""
+    leaves: list[dict[str, Any]] = []
+    first: dict[int, int] = {}
+    for position, leaf in enumerate(chain.leaves):
+        if isinstance(leaf, Plain):
+            raise TypeError(f"leaf {position} wraps an ordinary module and cannot be written as data")
+        if id(leaf) in first:
+            leaves.append({"same_as": first[id(leaf)]})
+            continue
+        first[id(leaf)] = position
+        name = f"{type(leaf).__module__}:{type(leaf).__qualname__}"
+        leaves.append({"leaf": name, **{k: _plain(v) for k, v in leaf.arguments.items()}})
+    return {"leaves": leaves, "bounds": list(chain.bounds)}
+
+
+def rebuild(description: Mapping[str, Any]) -> Chain:
+    """The chain that :func:`describe` described, with fresh parameters; raises ValueError on a foreign class."""
+    leaves: list[Module] = []
+    for entry in description["leaves"]:
+        if "same_as" in entry:
+            leaves.append(leaves[entry["same_as"]])
+            continue
+        arguments = {k: _from_plain(v) for k, v in entry.items() if k != "leaf"}
+        leaves.append(_leaf_class(entry["leaf"])(**arguments))
+    return Chain(leaves, description["bounds"])
+
+
+def _leaf_class(name: str) -> type[Module]:
+    module, _, qualname = name.partition(":")
+    found = next((c for c in _subclasses(Module) if f"{c.__module__}:{c.__qualname__}" == name), None)
+    if found is None and module.startswith("modnet."):
+        found = getattr(importlib.import_module(module), qualname, None)
+    if not (isinstance(found, type) and issubclass(found, Module)):
+        raise ValueError(f"{name!r} is no leaf that modnet or a loaded plug-in defines")
+    return found
+
+
+def _subclasses(cls: type[Module]) -> Iterator[type[Module]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Port):
+        return {"port": value.kind, **{k: _plain(v) for k, v in value.dims}}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, dict) and "port" in value:
+        return Port.of(value["port"], **{k: v for k, v in value.items() if k != "port"})
+    return tuple(value) if isinstance(value, list) else value
+
+
+def unique_parameters(*chains: nn.Module) -> list[nn.Parameter]:
+    """Every parameter of the chains once, in order."""
+    return list({id(p): p for chain in chains for p in chain.parameters()}.values())
+
+
+def parameter_count(chain: nn.Module) -> int:
+    """Number of parameters, each storage counted once."""
+    return sum(p.numel() for p in unique_parameters(chain))
+
+
+__all__ = [
+    "Chain",
+    "Module",
+    "Pass",
+    "Plain",
+    "Port",
+    "PortMismatch",
+    "describe",
+    "parameter_count",
+    "rebuild",
+    "unique_parameters",
+]

@@ -1,0 +1,71 @@
+"""``modnet evaluate RECIPE`` (``eval``), or ``modnet eval RUN --on fashion-mnist-r`` for a finished
+run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modnet.cli.common import (
+    HOME,
+    Debug,
+    DryRun,
+    Overrides,
+    Runs,
+    Seeds,
+    Smoke,
+    Threads,
+    run_verb,
+)
+from modnet.errors import RequestError
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run's folder.")],
+    overrides: Overrides = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", metavar="SUITE", help="For a run: test sets or shift suites (repeatable)."),
+    ] = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable)."),
+    ] = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    seeds: Seeds = None,
+    runs: Runs = HOME,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Measure trained networks on test sets and shift suites (also: eval)."""
+    if Path(target).is_dir():
+        if overrides:
+            raise RequestError(f"a finished run takes no overrides: {' '.join(overrides)}")
+        from modnet.experiment import evaluate_run
+
+        evaluate_run(Path(target), on=words(on), of=words(of))
+        return
+    if on or of:
+        raise RequestError(
+            f"--on and --of are for a finished run, and {target!r} is no folder; "
+            "in a recipe, override the stage: stages.NAME.on=[SUITE]"
+        )
+    run_verb(
+        "evaluate",
+        target,
+        overrides,
+        smoke=smoke,
+        dry_run=dry_run,
+        seeds=seeds,
+        runs=runs,
+        threads=threads,
+    )
+
+
+def words(options: list[str] | None) -> list[str]:
+    """``--on a,b --on c`` as one list."""
+    return [word for option in options or () for word in option.split(",") if word]

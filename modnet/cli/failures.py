@@ -1,0 +1,60 @@
+"""Errors as one readable paragraph on stderr, and the exit codes that go with them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+
+from modnet.errors import UserError
+
+INTERRUPTED = 130
+_shown = {"traceback": False}
+
+
+def show_tracebacks(asked: bool) -> None:
+    """What ``--debug`` does: errors come with where they were raised."""
+    _shown["traceback"] = asked
+
+
+def report(error: BaseException) -> int:
+    """Tell an error that a command raised; gives its exit code."""
+    if _shown["traceback"]:
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        say(str(error))
+        return error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        say("stopped", label="interrupted")
+        return INTERRUPTED
+    hint = "" if _shown["traceback"] else "\nThis is a bug in modnet or a plug-in; --debug shows where it happened."
+    say(f"{type(error).__name__}: {error}{hint}")
+    return 1
+
+
+def report_usage(error: click.ClickException) -> int:
+    """Tell what is wrong with the command line itself."""
+    context = getattr(error, "ctx", None)
+    where = f"\n`{context.command_path} --help` shows what there is." if context else ""
+    say(f"{error.format_message()}{where}")
+    return error.exit_code
+
+
+def say(text: str, label: str = "error") -> None:
+    """Print a paragraph to stderr: wrapped at the terminal's width, or as it is into a file or
+    pipe.
+    """
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not sys.stderr.isatty():
+        console.print(Text(f"{label}: {text}"), soft_wrap=True)
+        return
+    first, *rest = text.split("\n")
+    console.print(Text(f"{label}: ", style="bold red") + Text(first))
+    for line in rest:
+        indent = len(line) - len(line.lstrip())
+        console.print(Padding(Text(line.lstrip()), (0, 0, 0, indent)))

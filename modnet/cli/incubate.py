@@ -1,0 +1,39 @@
+"""``modnet incubate RECIPE``."""
+
+from __future__ import annotations
+
+from modnet.cli.common import (
+    HOME,
+    Debug,
+    DryRun,
+    Overrides,
+    RecipeName,
+    Runs,
+    Seeds,
+    Smoke,
+    Threads,
+    run_verb,
+)
+
+
+def incubate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    seeds: Seeds = None,
+    runs: Runs = HOME,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Train the modules of a network one by one in a meta network, with what that needs first."""
+    run_verb(
+        "incubate",
+        recipe,
+        overrides,
+        smoke=smoke,
+        dry_run=dry_run,
+        seeds=seeds,
+        runs=runs,
+        threads=threads,
+    )

@@ -1,0 +1,87 @@
+"""The command line: one file per command, and the one place where errors become words and exit
+codes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import typer
+
+from modnet.cli import (
+    assemble,
+    cp,
+    distill,
+    evaluate,
+    incubate,
+    ls,
+    plan,
+    route,
+    show,
+    train,
+    validate,
+)
+from modnet.cli.failures import report, report_usage
+
+app = typer.Typer(
+    name="modnet",
+    help="Experiments with modular neural networks: a recipe in, a table with error bars out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich alone costs more than the help may take
+)
+
+COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("train", train.train),
+    ("incubate", incubate.incubate),
+    ("assemble", assemble.assemble),
+    ("distill", distill.distill),
+    ("route", route.route),
+    ("evaluate", evaluate.evaluate),
+    ("ls", ls.ls),
+    ("cp", cp.cp),
+    ("show", show.show),
+    ("validate", validate.validate),
+    ("plan", plan.plan),
+)
+for _name, _command in COMMANDS:
+    app.command(_name)(_command)
+app.command("eval", hidden=True)(evaluate.evaluate)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import modnet
+
+        typer.echo(f"modnet {modnet.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Experiments with modular neural networks: a recipe in, a table with error bars out."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit code: 0 done, 1 the run failed, 2 the request was wrong, 130
+    interrupted.
+    """
+    try:
+        done: Any = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        return done if isinstance(done, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        return report_usage(error)
+    except (Exception, KeyboardInterrupt, click.Abort) as error:
+        return report(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""``modnet train RECIPE``."""
+
+from __future__ import annotations
+
+from modnet.cli.common import (
+    HOME,
+    Debug,
+    DryRun,
+    Overrides,
+    RecipeName,
+    Runs,
+    Seeds,
+    Smoke,
+    Threads,
+    run_verb,
+)
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    seeds: Seeds = None,
+    runs: Runs = HOME,
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """Bring every stage of a recipe up to date."""
+    run_verb(
+        None,
+        recipe,
+        overrides,
+        smoke=smoke,
+        dry_run=dry_run,
+        seeds=seeds,
+        runs=runs,
+        threads=threads,
+    )

@@ -1,0 +1,85 @@
+"""Data: sources, their splits, training batches and shift suites.
+
+>>> data = load(Source(name="digits"))
+>>> len(data.train), len(data.val), len(data.test)
+(1297, 140, 360)
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from modnet.chain import Port
+from modnet.data.files import data_home
+from modnet.data.shift_table import SHIFT_VERSION
+from modnet.data.shifts import Parts, Suite
+from modnet.data.sources import Description
+from modnet.data.splits import SPLIT_VERSION, Dataset, Split, held_out, moments, part
+from modnet.recipe.sources import Source
+from modnet.registry import DATA, SHIFTS
+
+
+def load(params: Source) -> Dataset:
+    """The data set of a source, read once per process; raises UserError if it cannot be had or is
+    damaged.
+    """
+    return _load(params, fingerprint(params), data_home())
+
+
+def fingerprint(params: Source, shift: str | None = None) -> str:
+    """A SHA-256 that changes when the images, the splits or the suite ``shift`` change.
+
+    Built-in sources answer from constants; of a folder, names, sizes and times of the files are
+    read.
+    """
+    part = params.model_dump(include={"per_class", "fraction", "subset_seed"})
+    facts = [_describe(params).fingerprint, SPLIT_VERSION, part]
+    if shift is not None:
+        facts += [shift, SHIFT_VERSION]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def port_of(params: Source) -> tuple[Port, int]:
+    """The port of the source's images and its number of classes, without reading images."""
+    described = _describe(params)
+    return described.port, len(described.classes)
+
+
+def load_suite(name: str, params: Source, shift: str | None = None) -> Suite:
+    """The test splits to evaluate on: the test set itself, or with ``shift`` ("r", "c") its changed
+    copies.
+    """
+    dataset = load(params)
+    if shift is None:
+        return Suite(name, {"test": dataset.test}, dataset)
+    return Suite(name, _parts(params, shift, dataset.fingerprint), dataset)
+
+
+@functools.lru_cache(maxsize=2)
+def _parts(params: Source, shift: str, fingerprint: str) -> Parts:
+    entry = SHIFTS.get(shift)
+    return Parts(load(params).test, entry.resolve()(entry.params.model_validate({"name": shift})))
+
+
+def _describe(params: Source) -> Description:
+    described = DATA.get(params.name).resolve()(params)
+    assert isinstance(described, Description)
+    return described
+
+
+@functools.lru_cache(maxsize=4)
+def _load(params: Source, fingerprint: str, home: Path) -> Dataset:
+    described = _describe(params)
+    whole, test = described.read()
+    kept, out = held_out(whole.labels, len(described.classes))
+    train, val = whole.take(kept), whole.take(out)
+    mean, std = described.moments or moments(train.images)
+    if params.per_class is not None or params.fraction is not None:
+        train = train.take(part(train.labels, described.classes, params))
+    return Dataset(params.name, train, val, test, described.classes, described.port, mean, std, fingerprint)
+
+
+__all__ = ["Dataset", "Split", "Suite", "fingerprint", "load", "load_suite", "port_of"]

@@ -1,0 +1,181 @@
+"""Images that stay on disk: read, and for training transformed, by the workers of a torch
+DataLoader.
+
+What a sample becomes depends on its key and number alone, so neither the number of workers nor the
+step at which an epoch is taken up can be seen in the batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from modnet.data.pixels import RandomErase
+from modnet.data.splits import Split
+from modnet.errors import RunFailed
+from modnet.randomness import Key
+from modnet.recipe.training import Crop, Erase, Flip, RandAugment
+from modnet.registry import Params
+
+Change = Callable[[Tensor, int], Tensor]  # one uint8 image (C, H, W) and its id
+_READ_AT_ONCE = 64
+
+
+def default_workers() -> int:
+    """``MODNET_WORKERS``, else one worker less than there are cores, at most 8."""
+    given = os.environ.get("MODNET_WORKERS")
+    return int(given) if given else min(8, (os.cpu_count() or 1) - 1)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads an image file as uint8 (channels, size, size): shorter side resized, middle square
+    kept.
+    """
+
+    size: int
+    channels: int
+
+    def __call__(self, path: Path) -> Tensor:
+        """Raises RunFailed naming a file that is no image or is damaged."""
+        try:
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
+            fitted = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise RunFailed(
+                f"cannot read the image {path}: {error}. Mend or remove the file, then start again."
+            ) from error
+        return (
+            torch.from_numpy(np.array(fitted)).view(self.size, self.size, self.channels).permute(2, 0, 1).contiguous()
+        )
+
+
+class _Rows(Dataset[tuple[Tensor, str]]):
+    """Chosen rows of a split as the DataLoader wants them; errors are carried to the main process
+    as text.
+    """
+
+    def __init__(self, split: FolderSplit, change: Change | None) -> None:
+        self.split, self.change = split, change
+
+    def __getitem__(self, row: int) -> tuple[Tensor, str]:
+        try:
+            image = self.split.reader(self.split.files[row])
+        except RunFailed as error:
+            return torch.empty(0), str(error)
+        return (self.change(image, int(self.split.ids[row])) if self.change else image), ""
+
+
+def _stacked(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, str]:
+    wrong = next((text for _, text in samples if text), "")
+    return (torch.empty(0), wrong) if wrong else (torch.stack([image for image, _ in samples]), "")
+
+
+class FolderSplit(Split):
+    """A split whose images stay on disk; it offers all that a resident one does."""
+
+    files: Sequence[Path]
+    reader: Reader
+    workers: int
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Tensor,
+        ids: Tensor,
+        reader: Reader,
+        workers: int | None = None,
+    ) -> None:
+        values = {"files": files, "labels": labels, "ids": ids, "reader": reader}
+        for name, value in {
+            **values,
+            "workers": default_workers() if workers is None else workers,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def images(self) -> Tensor:
+        """All images, read now, uint8 (N, C, H, W)."""
+        shape = (len(self), self.reader.channels, self.reader.size, self.reader.size)
+        every = torch.empty(shape, dtype=torch.uint8)
+        for start, (images, _) in zip(range(0, len(self), _READ_AT_ONCE), self.batches(_READ_AT_ONCE), strict=True):
+            every[start : start + len(images)] = images
+        return every
+
+    def take(self, rows: Tensor) -> FolderSplit:
+        """The chosen rows, in the order given; nothing is read."""
+        files = [self.files[row] for row in rows]
+        return FolderSplit(files, self.labels[rows], self.ids[rows], self.reader, self.workers)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (B, C, H, W) and labels (B,), in order; the last batch may be partial."""
+        rows = list(torch.arange(len(self)).split(size))
+        for some, images in zip(rows, self.read(rows), strict=True):
+            yield images, self.labels[some]
+
+    def read(self, batches: Sequence[Tensor], change: Change | None = None) -> Iterator[Tensor]:
+        """The images of each batch of rows, uint8 (B, C, H, W), changed one by one by the
+        workers.
+        """
+        loader = DataLoader(
+            _Rows(self, change),
+            batch_sampler=[rows.tolist() for rows in batches],
+            num_workers=min(self.workers, len(batches)),
+            collate_fn=_stacked,
+        )
+        for images, wrong in loader:
+            if wrong:
+                raise RunFailed(wrong)
+            yield images
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """Random transforms.v2 of one image, drawn from the key and the sample's number."""
+
+    transform: v2.Transform
+    key: Key
+
+    def __call__(self, image: Tensor, sample: int) -> Tensor:
+        with self.key.fold(sample).forked():
+            changed: Tensor = self.transform(image)
+        return changed
+
+
+def transform(augment: Sequence[Params], size: int) -> v2.Transform | None:
+    """The pixel augmentations of a recipe as transforms.v2; None if there are none."""
+    made = [_transform(params, size) for params in augment]
+    chosen = [t for t in made if t is not None]
+    return v2.Compose(chosen) if chosen else None
+
+
+def _transform(params: Params, size: int) -> v2.Transform | None:
+    match params:
+        case Crop(pad=pad):
+            return v2.RandomCrop(size, padding=pad)
+        case Flip(p=p):
+            return v2.RandomHorizontalFlip(p)
+        case Erase(p=p, area=area):
+            return v2.Lambda(functools.partial(_erased, RandomErase(p, area)))
+        case RandAugment(ops=ops, m=m):
+            return v2.RandAugment(ops, magnitude=round(3 * m))
+    return None
+
+
+def _erased(erase: RandomErase, image: Tensor) -> Tensor:
+    """Our own erasing (that of v2 fills uint8 images with no noise), keyed from torch's generator
+    as v2 is.
+    """
+    key = Key(int(torch.randint(1 << 62, (1,))))
+    return erase.apply(image[None], key, torch.zeros(1, dtype=torch.int64))[0]

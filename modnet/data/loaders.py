@@ -1,0 +1,120 @@
+"""Training batches: epoch order, augmentation and mixing, all keyed, so that any step can be given
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from modnet.data.augment import Mixing, Pixels
+from modnet.data.large import FolderSplit, Transformed, transform
+from modnet.data.splits import Dataset, Split
+from modnet.engine.batch import Batch
+from modnet.randomness import Key
+from modnet.registry import AUGMENTS, Params
+
+_CHUNK_BYTES = 1 << 20  # images augmented at once: enough to hide the cost of each call, few enough to stay in cache
+
+
+class TrainBatches:
+    """The training batches of a data set (an :class:`engine.batch.Batches`).
+
+    Epoch ``e`` goes through the training split in the order of ``key.fold("order", e)``. The last
+    partial batch is dropped; a split smaller than a batch is one batch. Every draw is keyed by
+    augmentation, epoch and sample number, so ``epoch(e, start)`` gives the same batches from
+    ``start`` on, whatever went before.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch: int,
+        key: Key,
+        augment: Sequence[Params] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not len(dataset.train):
+            raise ValueError(f"data {dataset.name!r} has no training images")
+        self.dataset, self.key, self.device = dataset, key, torch.device(device)
+        self._batch = min(batch, len(dataset.train))
+        made = _built(augment)
+        self.pixels = [(name, op) for name, op in made if isinstance(op, Pixels)]
+        self.mixing = [(name, op) for name, op in made if isinstance(op, Mixing)]
+        self._params = tuple(augment)
+        train = dataset.train
+        self._train = train if isinstance(train, FolderSplit) else _moved(train, self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+        return self._batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self.dataset.train) // self._batch
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows of the training split in the order of an epoch, int64, without the dropped
+        rest.
+        """
+        order = self.key.fold("order", epoch).permutation(len(self.dataset.train))
+        return order[: self.steps_per_epoch * self._batch]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step ``start`` on."""
+        rows = self.order(epoch)[start * self._batch :]
+        if isinstance(self._train, FolderSplit):
+            samples = self._read(self._train, rows, epoch)
+        else:
+            samples = self._augmented(self._train, rows.to(self.device), epoch)
+        for images, labels, ids in samples:
+            yield self._mixed(self.dataset.normalise(images), labels, ids, epoch)
+
+    def _read(self, split: FolderSplit, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """uint8 images, labels and ids of each batch, read and transformed by the split's
+        workers.
+        """
+        made = transform(self._params, split.reader.size)
+        change = Transformed(made, self.key.fold("augment", "v2", epoch)) if made else None
+        batches = rows.split(self._batch)
+        for some, images in zip(batches, split.read(batches, change), strict=True):
+            yield (
+                images.to(self.device),
+                split.labels[some].to(self.device),
+                split.ids[some].to(self.device),
+            )
+
+    def _augmented(self, split: Split, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """uint8 images, labels and ids of each batch; several batches are augmented at once."""
+        chunk = max(1, _CHUNK_BYTES // (split.images[0].numel() * self._batch)) * self._batch
+        for some in rows.split(chunk):
+            images, labels, ids = split.images[some], split.labels[some], split.ids[some]
+            for name, op in self.pixels:
+                images = op.apply(images, self.key.fold("augment", name, epoch), ids)
+            yield from zip(*(part.split(self._batch) for part in (images, labels, ids)), strict=True)
+
+    def _mixed(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Batch:
+        if not self.mixing:
+            return Batch(x, labels, ids)
+        target = torch.nn.functional.one_hot(labels, len(self.dataset.classes)).float()
+        for name, op in self.mixing:
+            x, target = op.apply(x, target, self.key.fold("augment", name, epoch), ids)
+        return Batch(x, labels, ids, target)
+
+
+def _built(augment: Sequence[Params]) -> list[tuple[str, object]]:
+    """Each augmentation with the name that keys its draws; one that is given twice draws twice."""
+    made: list[tuple[str, object]] = []
+    for params in augment:
+        name = str(getattr(params, "name", ""))
+        again = sum(other.partition("#")[0] == name for other, _ in made)
+        made.append((f"{name}#{again}" if again else name, AUGMENTS.get(name).resolve()(params)))
+    return made
+
+
+def _moved(split: Split, device: torch.device) -> Split:
+    return Split(split.images.to(device), split.labels.to(device), split.ids.to(device))

@@ -1,0 +1,106 @@
+"""Augmentations of uint8 images in batches, drawn per sample: shifted crops, mirroring, erasing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modnet.randomness import Key
+
+
+class Pixels:
+    """An augmentation of uint8 images: ``apply(images, key, ids)`` gives new images of the same
+    shape.
+    """
+
+    def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        """Row r of the result depends on ``images[r]``, the key and ``ids[r]`` alone."""
+        raise NotImplementedError
+
+
+class RandomCrop(Pixels):
+    """See :class:`modnet.recipe.training.Crop`."""
+
+    def __init__(self, pad: int) -> None:
+        self.pad = pad
+
+    def shifts(self, key: Key, ids: Tensor) -> Tensor:
+        """Offsets of the window in the padded image, int64 (B, 2) in 0 … 2 pad; ``pad`` means no
+        shift.
+        """
+        return (key.uniform(ids, 2) * (2 * self.pad + 1)).long()
+
+    def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        return shifted(images, self.shifts(key, ids), self.pad)
+
+
+def shifted(images: Tensor, offsets: Tensor, pad: int) -> Tensor:
+    """Windows of the zero-padded images at the given offsets (B, 2); ``pad`` both ways gives the
+    images themselves.
+    """
+    height, width = images.shape[2:]
+    padded = F.pad(images, (pad, pad, pad, pad))
+    if images.device.type == "cpu":  # whole rows are copied: several times faster than a gather of pixels
+        windows = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (height, width), axis=(2, 3))
+        down, right = offsets.numpy().T
+        return torch.from_numpy(windows[np.arange(len(images)), :, down, right])
+    windows_of = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return windows_of[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
+
+
+class RandomFlip(Pixels):
+    """See :class:`modnet.recipe.training.Flip`."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        return flipped(images, key.uniform(ids, 1)[:, 0] < self.p)
+
+
+def flipped(images: Tensor, which: Tensor) -> Tensor:
+    """The images, those of ``which`` (bool, (B,)) mirrored left to right."""
+    return torch.where(which.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+class RandomErase(Pixels):
+    """See :class:`modnet.recipe.training.Erase`; the rectangle's aspect lies between 0.3 and 1 /
+    0.3.
+    """
+
+    def __init__(self, p: float, area: tuple[float, float]) -> None:
+        self.p, self.area = p, area
+
+    def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        chosen = (key.fold("whether").uniform(ids, 1)[:, 0] < self.p).nonzero()[:, 0]
+        box = self.boxes(key, ids[chosen], height, width)
+        noise = (key.fold("noise").bits(ids[chosen], images[0].numel()) & 255).to(torch.uint8)
+        erased = torch.where(inside(box, height, width), noise.view(-1, *images.shape[1:]), images[chosen])
+        return images.index_copy(0, chosen, erased)
+
+    def boxes(self, key: Key, ids: Tensor, height: int, width: int) -> Tensor:
+        """Top, left, bottom, right of each sample's rectangle, int64 (B, 4), within the image."""
+        share, aspect, down, right = key.fold("box").uniform(ids, 4).double().unbind(1)
+        low, high = self.area
+        pixels = (low + (high - low) * share) * height * width
+        ratio = (math.log(0.3) * (1 - 2 * aspect)).exp()
+        tall = (pixels * ratio).sqrt().clamp(pixels / width, torch.full_like(pixels, height))
+        rows = tall.round().clamp(1, height)
+        columns = (pixels / rows).floor().clamp(1, width)
+        top, left = (down * (height - rows + 1)).floor(), (right * (width - columns + 1)).floor()
+        return torch.stack([top, left, top + rows, left + columns], 1).long()
+
+
+def inside(box: Tensor, height: int, width: int) -> Tensor:
+    """The pixels within each box (top, left, bottom, right), bool (B, 1, H, W)."""
+    rows = torch.arange(height, device=box.device)
+    columns = torch.arange(width, device=box.device)
+    top, left, bottom, right = box[:, :, None].unbind(1)
+    down = (rows >= top) & (rows < bottom)
+    across = (columns >= left) & (columns < right)
+    return (down[:, :, None] & across[:, None, :])[:, None]

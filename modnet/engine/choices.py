@@ -1,0 +1,87 @@
+"""Automatic choices: made once, printed with their reason, stored, and obeyed when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modnet.engine.muon import fastest_dtype
+from modnet.errors import RunFailed
+from modnet.recipe.stages import TrainingStage
+from modnet.store import atomic_write_json, read_json
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and why it was chosen."""
+
+    value: Any
+    reason: str
+
+
+def choose(
+    folder: Path, settings: TrainingStage, device: torch.device
+) -> tuple[dict[str, Choice], bool]:
+    """The choices of a stage folder, and whether they are those of an earlier start; threads are set accordingly.
+
+    Raises RunFailed if the stored choices cannot be read.
+    """
+    path = folder / "choices.json"
+    stored = path.is_file()
+    if stored:
+        choices = _read(path)
+    else:
+        choices = _make(settings, device)
+        atomic_write_json(path, {name: asdict(choice) for name, choice in choices.items()})
+    torch.set_num_threads(int(choices["threads"].value))
+    return choices, stored
+
+
+def _read(path: Path) -> dict[str, Choice]:
+    remedy = "delete it to let the run choose again (the result may then differ in the last bits)"
+    try:
+        return {name: Choice(**entry) for name, entry in read_json(path, remedy).items()}
+    except (TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise RunFailed(f"{path} does not hold the choices of a run; {remedy}") from error
+
+
+def _make(settings: TrainingStage, device: torch.device) -> dict[str, Choice]:
+    multiply, why = fastest_dtype(device)
+    return {
+        "threads": _threads(),
+        "device": Choice(device.type, "where the networks were placed"),
+        "dtype": _dtype(settings, device),
+        "compile": Choice(settings.compile, "as the recipe says"),
+        "newton_schulz": Choice(str(multiply).removeprefix("torch."), why),
+    }
+
+
+def _threads() -> Choice:
+    threads = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ:
+        return Choice(threads, "OMP_NUM_THREADS")
+    return Choice(threads, f"{os.cpu_count()} processors")
+
+
+def _dtype(settings: TrainingStage, device: torch.device) -> Choice:
+    if settings.dtype == "fp32":
+        return Choice("fp32", "as the recipe says")
+    native, why = fastest_dtype(device)
+    slow = "" if native == torch.bfloat16 else "; expect it to be slower than fp32"
+    return Choice("bf16", f"as the recipe says; {why}{slow}")
+
+
+def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> str:
+    """What the user is told, with a warning if the run now goes on on another kind of device."""
+    listing = ", ".join(
+        f"{name} {choice.value} ({choice.reason})" for name, choice in choices.items()
+    )
+    told = f"{'kept from the first start' if stored else 'chosen'}: {listing}"
+    if choices["device"].value != device.type:
+        told += f"; now on {device.type}, so that the last bits differ from a run that was not moved"
+    return told

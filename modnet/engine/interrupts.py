@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: the first asks the run to stop after its step, the second stops it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Self
+
+
+class Interrupts:
+    """While entered, SIGINT and SIGTERM set :attr:`asked`; the handlers of before are back after the first."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        # Only the main thread may set handlers; elsewhere a run is simply not interruptible.
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+        # A plain write: the handler may have interrupted the display in the middle of its own.
+        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)  # type: ignore[arg-type]

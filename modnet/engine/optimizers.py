@@ -1,0 +1,107 @@
+"""Optimizers of a track: parameter groups by name, and optimizer state keyed by parameter name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modnet.chain import Chain
+from modnet.engine.muon import Muon
+from modnet.recipe import training
+
+NO_DECAY = ("bias", "cls_token", "pos_embed")
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: matrices only, no vectors, biases, class tokens or position tables."""
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
+
+
+def trainable(chain: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that take a gradient, by name, each storage once."""
+    return {name: p for name, p in chain.named_parameters() if p.requires_grad}
+
+
+def groups(
+    named: Mapping[str, nn.Parameter], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """One group with weight decay and one without, each with the ``base_lr`` that a schedule multiplies."""
+    decayed = [p for name, p in named.items() if decays(name, p)]
+    rest = [p for name, p in named.items() if not decays(name, p)]
+    made = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return [{**group, "lr": lr, "base_lr": lr} for group in made if group["params"]]
+
+
+def adamw(params: training.AdamW, chain: Chain) -> torch.optim.Optimizer:
+    """Fused AdamW (Loshchilov and Hutter 2019) over what is trainable in a chain."""
+    made = groups(trainable(chain), params.lr, params.weight_decay)
+    return torch.optim.AdamW(made, lr=params.lr, betas=params.betas, eps=params.eps, fused=True)
+
+
+def sgd(params: training.SGD, chain: Chain) -> torch.optim.Optimizer:
+    """Fused SGD with momentum over what is trainable in a chain."""
+    made = groups(trainable(chain), params.lr, params.weight_decay)
+    return torch.optim.SGD(
+        made, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov, fused=True
+    )
+
+
+def muon(params: training.Muon, chain: Chain) -> torch.optim.Optimizer:
+    """Muon on the matrices that the leaves declare, AdamW on the rest (Jordan et al. 2024)."""
+    named, declared = trainable(chain), declared_matrices(chain)
+    matrices = {named[name]: count for name, count in declared.items() if name in named}
+    rest = {name: p for name, p in named.items() if name not in declared}
+    return Muon(matrices, groups(rest, params.others.lr, params.others.weight_decay), params)
+
+
+def declared_matrices(chain: Chain) -> dict[str, int]:
+    """Parameter name in the chain to the number of matrices that its leaf declares in it."""
+    return {
+        f"{position}.{name}": count
+        for position, leaf in enumerate(chain.leaves)
+        for name, count in leaf.matrices().items()
+    }
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, chain: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as ``parameter name/entry`` to tensor."""
+    return {
+        f"{name}/{entry}": value
+        for name, p in trainable(chain).items()
+        for entry, value in optimizer.state.get(p, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+@torch.no_grad()
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, chain: nn.Module, tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """Put back what :func:`state_tensors` gave; the parameters whose state does not fit are returned, left as they are.
+
+    Existing tensors are written in place (Muon's are views into stacks); others are created.
+    """
+    left, named = [], trainable(chain)
+    states: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        states[name][entry] = value
+    for name, state in states.items():
+        p = named.get(name)
+        if p is None or any(value.ndim and value.shape != p.shape for value in state.values()):
+            left.append(name)
+            continue
+        own = optimizer.state[p]
+        for entry, value in state.items():
+            if entry in own:
+                own[entry].copy_(value)
+            else:
+                own[entry] = value.to(p.device, copy=True)
+    return left

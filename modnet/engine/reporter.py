@@ -1,0 +1,114 @@
+"""One place to report to: the console, ``metrics.jsonl`` and TensorBoard of a stage folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from modnet.engine.display import Display, Status
+from modnet.engine.loggers import MetricsLog, TensorBoard, sheet
+
+
+class Reporter:
+    """Reports the jobs of one stage; ``mean`` and ``std`` of the data make the sample images look natural.
+
+    ``console`` None is silent; ``tensorboard`` False writes no event files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        title: str,
+        console: Console | None = None,
+        *,
+        tensorboard: bool = True,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        self.folder, self.title, self.console = folder, title, console
+        self.mean, self.std, self._wants_tensorboard = mean, std, tensorboard
+        self.log = MetricsLog(folder / "metrics.jsonl")
+        self._board: TensorBoard | None = None
+        self._display: Display | None = None
+        self._job = ""
+        self._score = ""
+
+    def say(self, text: str) -> None:
+        """Print one message."""
+        if self.console is not None:
+            self.console.print(f"{self.title}: {text}", markup=False, highlight=False)
+
+    def start(
+        self,
+        job: str,
+        step: int,
+        total: int,
+        per_epoch: int,
+        settings: Mapping[str, Any],
+        score: str,
+    ) -> None:
+        """Begin or go on with a job at ``step`` of ``total``; TensorBoard forgets what it has from there on."""
+        self._job, self._score = job, score
+        title = self.title if job == self.title else f"{self.title}/{job}"
+        console = self.console if step < total else None
+        self._display = Display(console, Status(title, step, total, per_epoch))
+        if self._wants_tensorboard and step < total:
+            self._board = TensorBoard(self.folder / "tb" / job, purge_step=step + 1)
+            if not step:
+                self._board.text("settings", json.dumps(settings, indent=1, default=str))
+
+    def images(self, x: Tensor) -> None:
+        """Show the first batch's images, as augmented."""
+        images = sheet(x, self.mean, self.std) if self._board is not None else None
+        if self._board is not None and images is not None:
+            self._board.images(images)
+
+    def advance(self, step: int, images: int) -> None:
+        """A step is done that saw this many images; reads no tensor."""
+        if self._display is not None:
+            self._display.status.step = step
+            self._display.status.images += images
+            self._display.update()
+
+    def train(self, step: int, epoch: int, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Log ``loss``, ``lr`` and ``grad_norm`` by track after ``step`` steps, in epoch ``epoch`` (from 1)."""
+        speed = self._display.images_per_second() if self._display is not None else 0.0
+        row = {"job": self._job, "kind": "train", "step": step, "epoch": epoch, **values}
+        self.log.write({**row, "images_per_second": round(speed, 1), "time": round(time.time(), 3)})
+        if self._board is not None:
+            self._board.scalars({**values, "images_per_second": speed}, step)
+        if self._display is not None:
+            self._display.status.loss = fmean(values["loss"].values())
+
+    def validation(self, step: int, epoch: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """Log a validation by track."""
+        row = {"job": self._job, "kind": "val", "step": step, "epoch": epoch, "metrics": metrics}
+        self.log.write({**row, "time": round(time.time(), 3)})
+        if self._board is not None:
+            self._board.scalars(metrics, step, "val")
+        scores = [m[self._score] for m in metrics.values() if self._score in m]
+        if self._display is not None and scores:
+            self._display.status.val = fmean(scores)
+            self._display.update()
+
+    def sync(self) -> int:
+        """Flush everything; the offset of ``metrics.jsonl`` for the checkpoint."""
+        if self._board is not None:
+            self._board.flush()
+        return self.log.sync()
+
+    def stop(self) -> None:
+        """End the job's display and event file."""
+        if self._display is not None:
+            self._display.close()
+            self._display = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None

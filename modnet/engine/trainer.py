@@ -1,0 +1,322 @@
+"""The only training loop of the project.
+
+A job is resumed from its checkpoint whenever there is one, and goes on bit for bit as if it had not stopped: all
+randomness is keyed by step, epoch and sample, so weights, optimizer state and the step number are the whole state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from modnet.chain import Pass
+from modnet.engine.batch import Batch
+from modnet.engine.checkpoint import (
+    Best,
+    Checkpoint,
+    Checkpoints,
+    Progress,
+    for_track,
+    prefixed,
+    read,
+)
+from modnet.engine.choices import Choice, choose, describe
+from modnet.engine.interrupts import Interrupts
+from modnet.engine.job import Job
+from modnet.engine.muon import Muon
+from modnet.engine.outcome import Outcome
+from modnet.engine.reporter import Reporter
+from modnet.engine.tracks import LiveTrack, better, check_partition, module_device
+from modnet.errors import Interrupted, RunFailed
+from modnet.store import atomic_write_json, read_json
+
+CHECKPOINT_SECONDS = 60.0
+MOST_STEPS_BETWEEN_LOGS = 50
+LOGS_PER_EPOCH = 4
+
+
+def train(job: Job, folder: Path, reporter: Reporter) -> Outcome:
+    """Train ``job``, or finish it from its checkpoint under ``folder``; afterwards the chains hold the selected weights.
+
+    Raises Interrupted after Ctrl-C (state saved), RunFailed on numbers that are not finite, a damaged checkpoint or
+    a full disk, ValueError if the tracks are not exactly what the objective trains.
+    """
+    with Interrupts() as interrupts:
+        loop = _Loop(job, folder, reporter)
+        try:
+            loop.resume()
+            loop.run(interrupts)
+        finally:
+            reporter.stop()
+        return loop.outcome()
+
+
+class _Loop:
+    """A job in training. ``progress.step`` counts finished optimizer steps."""
+
+    def __init__(self, job: Job, folder: Path, reporter: Reporter) -> None:
+        self.job, self.reporter, self.settings = job, reporter, job.settings
+        self.per_epoch = job.batches.steps_per_epoch
+        self.total = job.settings.epochs * self.per_epoch
+        self.log_every = min(MOST_STEPS_BETWEEN_LOGS, max(1, self.per_epoch // LOGS_PER_EPOCH))
+        self.checkpoints = Checkpoints(folder, job.name)
+        self.device = module_device(job.objective)
+        choices, self.known = choose(folder, job.settings, self.device)
+        self.choices = describe(choices, self.known, self.device)
+        reporter.say(check_partition(job))
+        self.tracks = [LiveTrack(track, self.total, self.per_epoch) for track in job.tracks]
+        self._obey(choices)
+        self.progress = Progress(optimizers={t.name: t.optimizer_name for t in self.tracks})
+        self.losses = torch.zeros(len(self.tracks), device=self.device)
+        self.bad = torch.full((len(self.tracks),), -1, device=self.device)
+        self.saved_at, self.saved_step = time.monotonic(), -1
+
+    def _obey(self, choices: dict[str, Choice]) -> None:
+        self.autocast = choices["dtype"].value == "bf16"
+        self.objective: nn.Module = self.job.objective
+        if choices["compile"].value:
+            self.objective = torch.compile(self.objective)  # type: ignore[assignment]
+        for track in self.tracks:
+            if isinstance(track.optimizer, Muon):
+                track.optimizer.dtype = getattr(torch, choices["newton_schulz"].value)
+
+    # Where it begins
+
+    def resume(self) -> None:
+        """Take up the checkpoint if there is one, else begin (from ``job.start`` if that is given)."""
+        found = self.checkpoints.load()
+        if found is not None or not self.known:
+            self.reporter.say(self.choices)
+        if found is not None:
+            self._restore(found)
+        elif self.job.start is not None:
+            self._start_from(self.job.start)
+        # A finished job is only read: later jobs of the stage may have logged after it.
+        if not self._finished():
+            self._rewind_log(found)
+        shown = self.settings.model_dump(mode="json", by_alias=True)
+        step = self.progress.step
+        self.reporter.start(self.job.name, step, self.total, self.per_epoch, shown, self.job.score)
+
+    def _rewind_log(self, found: Checkpoint | None) -> None:
+        """Cut ``metrics.jsonl`` back to the checkpoint, or to where this job first began."""
+        path = self.checkpoints.path.with_name("begin.json")
+        if found is not None:
+            self.reporter.log.truncate(found.progress.log_offset)
+        elif path.is_file():
+            self.reporter.log.truncate(int(read_json(path, f"delete {path}")["log_offset"]))
+        else:
+            atomic_write_json(path, {"log_offset": self.reporter.log.end()})
+
+    def _restore(self, found: Checkpoint) -> None:
+        self.progress = found.progress
+        self.losses.copy_(torch.tensor(found.progress.pending or [0.0] * len(self.tracks)))
+        for track in self.tracks:
+            left = track.load(
+                for_track(found.weights, track.name), for_track(found.optimizer, track.name)
+            )
+            if left:
+                raise RunFailed(
+                    f"the checkpoint {self.checkpoints.path} is of another network than track {track.name}: "
+                    f"{', '.join(left[:5])} do not fit; {self.checkpoints.remedy}"
+                )
+            track.best = found.best.get(track.name, {})
+        self.saved_step = self.progress.step
+        if not self._finished():
+            self.reporter.say(f"going on from step {self.progress.step} of {self.total}")
+
+    def _start_from(self, start: Path) -> None:
+        found = read(start, "run the stage that wrote it again")
+        for track in self.tracks:
+            weights, state = (
+                for_track(found.weights, track.name),
+                for_track(found.optimizer, track.name),
+            )
+            if not weights:
+                raise RunFailed(f"{start} holds no track {track.name!r} to go on from")
+            same = found.progress.optimizers.get(track.name) == track.optimizer_name
+            left = track.start_from(weights, state if same else {})
+            self.reporter.say(
+                f"{track.name} goes on from {start}"
+                + ("" if same else ", without its optimizer state (another optimizer)")
+            )
+            if left:
+                self.reporter.say(
+                    f"not taken over, as name or shape differ: {', '.join(sorted(set(left)))}"
+                )
+
+    # The loop
+
+    def run(self, interrupts: Interrupts) -> None:
+        """All remaining steps and validations."""
+        batches: Iterator[Batch] | None = None
+        while True:
+            if interrupts.asked and not self._finished():
+                self._stop()
+            if self._validation_due():
+                self._validate()
+                self._save()
+            if self._finished():
+                return
+            epoch, start = divmod(self.progress.step, self.per_epoch)
+            if batches is None or start == 0:
+                batches = self.job.batches.epoch(epoch, start)
+            self._train_step(next(batches))
+            if self._checkpoint_due():
+                self._save()
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        raise Interrupted(
+            f"stopped after step {self.progress.step} of {self.total}; everything is saved in "
+            f"{self.checkpoints.path}. Run the same command again to go on from there."
+        )
+
+    def _train_step(self, batch: Batch) -> None:
+        began, step = time.perf_counter(), self.progress.step
+        if step == 0:
+            self.reporter.images(batch.x)
+        self.objective.train()
+        self._backward(batch, step)
+        logs = (step + 1) % self.log_every == 0 or (step + 1) % self.per_epoch == 0
+        norms = self._gradient_norms() if logs else {}
+        for track in self.tracks:
+            track.step(step)
+        self.progress.step += 1
+        self.progress.images += len(batch)
+        self.progress.pending_steps += 1
+        if logs:
+            self._log(norms)
+        self.progress.seconds += time.perf_counter() - began
+        self.reporter.advance(self.progress.step, len(batch))
+
+    def _backward(self, batch: Batch, step: int) -> None:
+        """Gradients of a batch, micro-batch by micro-batch, each weighted by its share of the samples.
+
+        Every micro-batch has the same key: draws belong to samples, so that the division changes nothing.
+        """
+        key = self.job.key.fold("step", step)
+        total = torch.zeros_like(self.losses)
+        for part in batch.split(self.settings.accumulate):
+            share = len(part) / len(batch)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                losses = self.objective(part, Pass(key=key, ids=part.ids, batch=part.extra))
+            stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
+            stacked.sum().backward()
+            total += stacked.detach()
+        self.losses += total
+        # Where the first bad loss was is noted without waiting for the device.
+        self.bad = torch.where((self.bad < 0) & ~total.isfinite(), step, self.bad)
+
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        return {
+            name: norm for track in self.tracks for name, norm in track.gradient_norms().items()
+        }
+
+    def _log(self, norms: dict[str, Tensor]) -> None:
+        self._check_finite()
+        step, names = self.progress.step, [track.name for track in self.tracks]
+        losses = (self.losses / self.progress.pending_steps).tolist()
+        values = {
+            "loss": dict(zip(names, losses, strict=True)),
+            "lr": {track.name: track.lr for track in self.tracks},
+            "grad_norm": {name: float(norm) for name, norm in norms.items()},
+        }
+        self.reporter.train(step, (step - 1) // self.per_epoch + 1, values)
+        self.losses.zero_()
+        self.progress.pending_steps = 0
+
+    def _check_finite(self) -> None:
+        """Raise RunFailed if a loss, or a weight, is not a finite number."""
+        for track, bad in zip(self.tracks, self.bad.tolist(), strict=True):
+            if bad < 0 and bool(track.finite()):
+                continue
+            where = (
+                f"the loss at step {bad + 1}"
+                if bad >= 0
+                else f"a weight after step {self.progress.step}"
+            )
+            kept = (
+                f"The last good checkpoint is {self.checkpoints.path}. "
+                if self.saved_step >= 0
+                else ""
+            )
+            raise RunFailed(
+                f"{where} of track {track.name} is not a finite number (learning rate {track.lr:.3g}). {kept}"
+                f"Try a smaller learning rate (optimizer.lr={track.lr / 3:.2g}), a longer schedule.warmup, "
+                f"clip=1.0{', or dtype=fp32' if self.autocast else ''}."
+            )
+
+    # Validation and checkpoints
+
+    def _finished(self) -> bool:
+        return self.progress.step >= self.total and not self._validation_due()
+
+    def _validation_due(self) -> bool:
+        epoch, rest = divmod(self.progress.step, self.per_epoch)
+        last = self.progress.step >= self.total
+        if rest or epoch <= self.progress.validated or (epoch == 0 and not last):
+            return False
+        return last or epoch % self.settings.evaluate_every == 0
+
+    def _validate(self) -> None:
+        """Measure all tracks with the weights that would be given on, and keep the best of each."""
+        self._check_finite()
+        epoch = self.progress.step // self.per_epoch
+        with ExitStack() as stack:
+            for track in self.tracks:
+                stack.enter_context(track.averaged())
+            metrics = self.job.validate()
+            for track in self.tracks:
+                found = metrics.get(track.name, {})
+                if better(found, self.job.score, self.progress.best.get(track.name)):
+                    self.progress.best[track.name] = Best(epoch, found[self.job.score], dict(found))
+                    track.keep_best()
+        self.progress.history.append({"epoch": epoch, "metrics": metrics})
+        self.progress.validated = epoch
+        self.reporter.validation(self.progress.step, epoch, metrics)
+
+    def _checkpoint_due(self) -> bool:
+        step, every = self.progress.step, self.settings.checkpoint_every
+        if step % self.per_epoch == 0:
+            return not self._validation_due()  # else the validation saves
+        if every is not None:
+            return step % every == 0
+        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+
+    def _save(self) -> None:
+        self._check_finite()
+        self.progress.pending = self.losses.tolist()
+        self.progress.log_offset = self.reporter.sync()
+        weights = {k: v for t in self.tracks for k, v in prefixed(t.weights(), t.name).items()}
+        state = {
+            k: v for t in self.tracks for k, v in prefixed(t.optimizer_state(), t.name).items()
+        }
+        best = {track.name: track.best for track in self.tracks if track.best}
+        self.checkpoints.save(Checkpoint(self.progress, weights, state, best))
+        self.saved_at, self.saved_step = time.monotonic(), self.progress.step
+
+    def outcome(self) -> Outcome:
+        """Leave the selected weights in the chains and say what came out."""
+        progress, best = self.progress, self.settings.select == "best"
+        metrics = dict(progress.history[-1]["metrics"]) if progress.history else {}
+        for track in self.tracks:
+            track.give(best)
+            if best and track.name in progress.best:
+                metrics[track.name] = progress.best[track.name].metrics
+        result = Outcome(
+            progress.step,
+            self.settings.epochs,
+            progress.seconds,
+            progress.images,
+            metrics,
+            progress.best,
+        )
+        return dataclasses.replace(result, history=progress.history)

@@ -1,0 +1,146 @@
+"""What a classifier scores on a set of images: accuracies, likelihood and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modnet.chain import Chain
+
+BINS = 15  # of the expected calibration error
+
+
+class Images(Protocol):
+    """A labelled set of images that can be gone through in order."""
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (b, C, H, W) and int64 labels (b,); the last batch may be smaller."""
+        ...
+
+
+class Normaliser(Protocol):
+    """Whatever turns stored images into a network's input."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (b, C, H, W) to float32 of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Top-1 and top-5 accuracy in percent, mean negative log-likelihood in nats, calibration error
+    in [0, 1].
+
+    ``ece``: expected calibration error with 15 equal bins of confidence (Guo et al. 2017).
+    ``count``: images.
+    """
+
+    top1: float
+    top5: float
+    nll: float
+    ece: float
+    count: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The four scores by name, without the count."""
+        return {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece}
+
+
+@contextmanager
+def evaluating(chain: Chain) -> Iterator[None]:
+    """Put a chain in evaluation mode without gradients for the body, then every part back as it
+    was.
+    """
+    modes = [(module, module.training) for module in chain.modules()]
+    chain.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def logits_of(
+    chain: Chain, images: Images, dataset: Normaliser, batch: int = 512
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (b, classes) float32 and labels (b,) of each batch in order, on the chain's device."""
+    example = next(chain.parameters(), None)
+    device = torch.device("cpu") if example is None else example.device
+    for stored, labels in images.batches(batch):
+        logits = chain(dataset.normalise(stored.to(device, non_blocking=True)))
+        yield logits.float(), labels.to(device)
+
+
+def predict(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512) -> Tensor:
+    """Logits of every image in order, float32 (N, classes), on the CPU."""
+    with evaluating(chain):
+        found = [logits.cpu() for logits, _ in logits_of(chain, images, dataset, batch)]
+    return torch.cat(found).clone()
+
+
+def measure(
+    chain: Chain,
+    images: Images,
+    dataset: Normaliser,
+    batch: int = 512,
+    mask: Tensor | None = None,
+) -> Scores:
+    """Score a chain on every image once; the last, smaller batch counts by its size.
+
+    ``mask``: bool (classes,); the prediction is chosen among these classes only. The chain's
+    training mode is as before afterwards. Raises ValueError on an empty set.
+    """
+    tally = _Tally()
+    with evaluating(chain):
+        for logits, labels in logits_of(chain, images, dataset, batch):
+            if mask is not None:
+                logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
+            tally.add(logits, labels)
+    return tally.scores()
+
+
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """The scores of logits (N, classes) against labels (N,)."""
+    tally = _Tally()
+    tally.add(logits.float(), labels)
+    return tally.scores()
+
+
+class _Tally:
+    """Sums over batches, in integers and float64, so that the batch size changes nothing."""
+
+    def __init__(self) -> None:
+        self.count = self.first = self.fifth = 0
+        self.nll = 0.0
+        self.bins = torch.zeros(3, BINS, dtype=torch.float64)  # images, hits, confidence
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = best == labels[:, None]
+        confidence = logits.softmax(dim=1).amax(dim=1).double()
+        self.count += len(labels)
+        self.first += int(hits[:, 0].sum())
+        self.fifth += int(hits.sum())
+        self.nll += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        place = (confidence * BINS).ceil().sub(1).clamp(0, BINS - 1).long().cpu()
+        rows = torch.stack([torch.ones_like(confidence), hits[:, 0].double(), confidence]).cpu()
+        self.bins.index_add_(1, place, rows)
+
+    def scores(self) -> Scores:
+        if self.count == 0:
+            raise ValueError("there is no image to score")
+        _, hits, confidence = self.bins
+        return Scores(
+            top1=100 * self.first / self.count,
+            top5=100 * self.fifth / self.count,
+            nll=self.nll / self.count,
+            ece=float((hits - confidence).abs().sum()) / self.count,
+            count=self.count,
+        )

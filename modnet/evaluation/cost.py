@@ -1,0 +1,112 @@
+"""What a network costs: parameters, multiply-adds and training FLOPs, counted without computing.
+
+A chain is laid out on the meta device, so that counting is exact and takes no memory. MACs are the
+multiply-adds of matrix products and convolutions; norms, activations and softmax count nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from modnet.chain import Chain, Port, parameter_count
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, each storage once, and multiply-adds of one input's forward pass."""
+
+    parameters: int
+    macs: int
+
+
+def cost(chain: Chain, port: Port) -> Cost:
+    """The cost of one input of ``port``; raises ValueError for a port whose sizes are open."""
+    twin = on_meta(chain).eval()
+    with _counter() as counter, torch.no_grad():
+        twin(example(port, device="meta"))
+    return Cost(parameter_count(chain), counter.get_total_flops() // 2)
+
+
+def training_flops(chain: Chain, port: Port) -> float:
+    """FLOPs (two a multiply-add) of one input's forward pass and of the backward pass it needs.
+
+    Autograd decides what is needed: no weight gradients in frozen parts, no input gradients before
+    the first trainable leaf, no backward pass at all where nothing is trainable. The input itself
+    takes no gradient. Raises ValueError for a port whose sizes are open.
+    """
+    twin = on_meta(chain).eval()
+    with _counter() as counter:
+        out = twin(example(port, device="meta"))
+        if out.requires_grad:
+            out.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def on_meta(chain: Chain) -> Chain:
+    """A twin without storage: same leaves, shapes, dtypes and frozen parts."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in chain.parameters()
+    }
+    memo |= {id(b): torch.empty_like(b, device="meta") for b in chain.buffers()}
+    return copy.deepcopy(chain, memo)
+
+
+def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """Zeros shaped like ``batch`` inputs of an image or tokens port.
+
+    Raises ValueError for another kind of port, or one whose sizes are open.
+    """
+    if port.kind == "image" and None not in (port["channels"], port["size"]):
+        return torch.zeros(batch, port["channels"], port["size"], port["size"], device=device)
+    if port.kind == "tokens" and None not in (port["width"], port["prefix"], port["grid"]):
+        down, across = port["grid"]
+        return torch.zeros(batch, port["prefix"] + down * across, port["width"], device=device)
+    raise ValueError(f"an example input needs an image or tokens port with all sizes, not {port}")
+
+
+def _counter() -> FlopCounterMode:
+    """Torch's counter with formulas for attention and grouped products, which it knows on CUDA."""
+    aten = torch.ops.aten
+    own = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+        aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
+        aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward_flops,
+        aten._grouped_mm: _grouped_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=own)
+
+
+def _attention_flops(
+    q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Two products a head: scores (q, k) and mixing (scores, v)."""
+    batch, heads, queries, width = q
+    keys, out = k[-2], v[-1]
+    return 2 * batch * heads * queries * keys * (width + out)
+
+
+def _attention_backward_flops(
+    grad: Sequence[int], q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any
+) -> int:
+    """Two products for each one's gradients; scores that a kernel computes anew do not count."""
+    batch, heads, queries, width = q
+    keys, out = k[-2], v[-1]
+    return 2 * batch * heads * queries * keys * (2 * width + 2 * out)
+
+
+def _grouped_flops(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:
+    """Rows (n, in) of ``a`` times one matrix (in, out) each of a stack ``b`` (groups, in, out)."""
+    if len(a) == 2 and len(b) == 3:
+        return 2 * a[0] * a[1] * b[2]
+    if len(a) == 3 and len(b) == 3:
+        return 2 * a[0] * a[1] * a[2] * b[2]
+    return 2 * a[-2] * a[-1] * b[-1]

@@ -1,0 +1,220 @@
+"""Bringing the stages of a recipe up to date: order, skip what is done, hand each to its method, sum up over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from modnet import data
+from modnet.chain import Chain
+from modnet.engine.artifacts import load_chain, save_chain
+from modnet.engine.reporter import Reporter
+from modnet.engine.trainer import train
+from modnet.errors import RequestError
+from modnet.methods.base import NETWORK, Inputs, Method
+from modnet.methods.costs import ancestors
+from modnet.recipe import Recipe, load_recipe, stage_keys
+from modnet.recipe.stages import Evaluate, Stage
+from modnet.registry import VERBS
+from modnet.evaluation.summary import summarise
+from modnet.store import RunFolder, Store, atomic_write_json
+
+DEFAULT_RUNS = Path("runs")
+
+
+@dataclass
+class Session:
+    """One seed of a recipe on its way: where things lie, and what is still to do."""
+
+    recipe: Recipe
+    store: Store
+    keys: dict[str, str]
+    folder: RunFolder
+    console: Console
+
+    @property
+    def inputs(self) -> Inputs:
+        """What stages read from."""
+        return Inputs(self.recipe, self.store, self.keys, lambda text: self.console.print(f"  {text}", highlight=False))
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    runs: Path = DEFAULT_RUNS,
+    verb: str | None = None,
+    dry_run: bool = False,
+    seeds: Sequence[int] | None = None,
+    threads: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Bring every stage of a recipe (or those of one verb and what they need) up to date, for each seed.
+
+    Gives the summary: ``{"rows": {stage: {metric: {"values", "mean", "half_width"}}}, …}``. A stage whose key is in
+    the store is not trained again. Raises UserError with one readable paragraph.
+    """
+    console = console or Console()
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    results = {}
+    for seed in seeds if seeds is not None else [recipe.seed]:
+        session = open_session(recipe.with_seed(seed), runs, console)
+        wanted = stages_for(session.recipe, verb)
+        announce(session, wanted)
+        if not dry_run:
+            results[seed] = bring_up_to_date(session, wanted)
+    if dry_run:
+        return {}
+    summary = summarise({seed: rows for seed, rows in results.items() if rows})
+    if summary["rows"]:
+        atomic_write_json(session.folder.path.parent / "summary.json", summary)
+    console.print(f"run folder: {session.folder.path.parent if len(results) > 1 else session.folder.path}", soft_wrap=True)
+    return summary
+
+
+def open_session(recipe: Recipe, runs: Path, console: Console) -> Session:
+    """Keys, store and run folder of one seed of a recipe."""
+    fingerprints = {name: data.fingerprint(params) for name, params in recipe.sources().items()}
+    keys = stage_keys(recipe, fingerprints)
+    return Session(recipe, Store(runs / "store", lambda text: console.print(f"  {text}")), keys, RunFolder(runs, run_name(recipe), recipe.seed), console)
+
+
+def run_name(recipe: Recipe) -> str:
+    """The folder of a recipe's runs; a smoke run has one of its own."""
+    return f"{recipe.name}-smoke" if recipe.smoke else recipe.name
+
+
+def stages_for(recipe: Recipe, verb: str | None) -> list[str]:
+    """The stages to bring up to date, in order; raises RequestError if no stage has the verb."""
+    if verb in (None, "train"):
+        return list(recipe.stages)
+    chosen = [name for name, stage in recipe.stages.items() if stage.run == verb]
+    if not chosen:
+        known = ", ".join(sorted({stage.run for stage in recipe.stages.values()}))
+        raise RequestError(f"recipe {recipe.name!r} has no stage with run: {verb}; its verbs are {known}")
+    needed = set().union(*(needs(recipe, name) for name in chosen))
+    return [name for name in recipe.stages if name in needed]
+
+
+def needs(recipe: Recipe, name: str) -> set[str]:
+    """A stage and every stage that it stands on."""
+    return ancestors(name, Inputs(recipe, Store(DEFAULT_RUNS), {}))
+
+
+def announce(session: Session, wanted: list[str]) -> None:
+    """Say what is there already and what is to do."""
+    recipe, console = session.recipe, session.console
+    console.print(f"[bold]{recipe.name}[/bold], seed {recipe.seed}: {recipe.description()}", highlight=False)
+    for line in recipe.reductions:
+        console.print(f"  smoke: {line}", highlight=False)
+    for name in wanted:
+        done = session.store.is_done(session.keys[name])
+        state = "[green]done[/green]" if done else "to do"
+        console.print(f"  {name:<14} {recipe.stages[name].run:<9} {session.keys[name][:8]}  {state}", highlight=False)
+
+
+def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
+    """Run what is not done, link every stage into the run folder, and give the evaluated rows."""
+    recipe, keys = session.recipe, session.keys
+    session.folder.begin(recipe.to_yaml(), {"recipe": recipe.name, "seed": recipe.seed, "keys": keys})
+    rows: dict[str, Any] = {}
+    with session.store as store:
+        for name in wanted:
+            stage, key = recipe.stages[name], keys[name]
+            if not store.is_done(key):
+                run_stage(session, name, stage)
+            session.folder.link(name, key)
+            if isinstance(stage, Evaluate):
+                rows |= store.result(key)["rows"]
+    session.folder.write_results(rows)
+    return rows
+
+
+def run_stage(session: Session, name: str, stage: Stage) -> None:
+    """Run one stage to its end and put what it leaves into the store."""
+    store, key = session.store, session.keys[name]
+    folder = store.begin(key, session.recipe.manifest(name))
+    if store.is_done(key):  # another process finished it while this one waited
+        store.release(key)
+        return
+    method = VERBS.get(stage.run).resolve()(stage, session.inputs)
+    if isinstance(stage, Evaluate):
+        result: dict[str, Any] = {"rows": method.rows()}
+    else:
+        result = learn(session, name, method, folder)
+    store.finish(key, result)
+
+
+def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str, Any]:
+    """Train a stage's jobs one after another, save its chains, and give its result."""
+    outcomes = []
+    jobs = method.jobs()
+    for job in jobs:
+        title = name if len(jobs) == 1 else f"{name}/{job.name}"
+        dataset = method.dataset
+        reporter = Reporter(folder, title, session.console, mean=dataset.mean, std=dataset.std)
+        outcomes.append(train(job, folder, reporter))
+    kept = method.keep()
+    for chain_name, chain in kept.chains.items():
+        save_chain(folder, chain_name, chain)
+    images = sum(outcome.images for outcome in outcomes) / len(outcomes)
+    return {
+        **kept.facts,
+        "seconds": sum(outcome.seconds for outcome in outcomes),
+        "epochs": method.stage.epochs,
+        "images": images,
+        "flops": {part: flops * images for part, flops in method.flops().items()},
+        "metrics": {track: metrics for outcome in outcomes for track, metrics in outcome.metrics.items()},
+    }
+
+
+def load(path: str | Path, stage: str | None = None) -> Chain:
+    """The trained network of a run folder or of a stage's folder, in eval mode.
+
+    ``path``: a run (``runs/NAME/seed-0``; give ``stage`` if it trained several networks) or a store folder.
+    Raises RequestError if there is none, and lists the networks there are; RunFailed if a file is damaged.
+    """
+    folder = Path(path)
+    if not (folder / f"{NETWORK}.json").exists():
+        there = networks(folder)
+        stage = there[0] if stage is None and len(there) == 1 else stage
+        if stage not in there:
+            listing = f"the networks there are: {', '.join(there)}" if there else "there is none"
+            raise RequestError(f"{folder} does not say which network to load; {listing}")
+        folder = folder / "stages" / str(stage)
+    return load_chain(folder, NETWORK).eval()
+
+
+def networks(run_folder: Path) -> list[str]:
+    """The stages of a run that hold a trained network."""
+    return sorted(path.parent.name for path in run_folder.glob(f"stages/*/{NETWORK}.json"))
+
+
+def evaluate_run(
+    path: str | Path, on: Sequence[str] = (), *, of: Sequence[str] = (), console: Console | None = None
+) -> dict[str, Any]:
+    """Measure the networks of a finished run on other test sets or shift suites, and give the summary.
+
+    ``of`` defaults to the stages that the recipe evaluates, or to every network of the run; ``on`` to what the recipe
+    evaluates on.
+    """
+    folder, console = Path(path), console or Console()
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    stated = next((s for s in recipe.stages.values() if isinstance(s, Evaluate)), None)
+    of = tuple(of) or (stated.of if stated else tuple(networks(folder)))
+    on = tuple(on) or (stated.on if stated else ())
+    if not on:
+        raise RequestError(f"say on what: modnet eval {folder} --on NAME; the run's recipe evaluates nothing itself")
+    keys = json.loads((folder / "run.json").read_text())["keys"]
+    inputs = Inputs(recipe, Store(folder.parent.parent / "store"), keys, lambda text: console.print(f"  {text}"))
+    method = VERBS.get("evaluate").resolve()(Evaluate(of=of, on=on), inputs)
+    return summarise({recipe.seed: method.rows()})
+
+

@@ -1,0 +1,61 @@
+"""The transformer block: attention and a perceptron, each behind a norm and around a residual."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from modnet.chain import Module, Pass, Port
+from modnet.layers.attention import Attention
+from modnet.layers.drop_path import survival
+from modnet.layers.initialise import initialise_linears
+from modnet.layers.mlp import MLP
+
+
+class Block(Module):
+    """Pre-norm transformer block (Dosovitskiy et al. 2021): tokens (B, N, width) to the same.
+
+    ``drop_path`` is the probability that a sample skips a residual branch while training.
+    ``prefix`` (class tokens) and ``grid`` (patches down, across) are only declared in the ports;
+    None fits any.
+    """
+
+    role = "block"
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        prefix: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.takes = self.gives = Port.of("tokens", width=width, prefix=prefix, grid=grid)
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+        initialise_linears(self)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        factor = survival(self, self.drop_path, x, ctx, branches=2)
+        if factor is None:
+            x = x + self.attn(self.norm1(x))
+            x = x + self.mlp(self.norm2(x))
+        else:
+            x = x + factor[0] * self.attn(self.norm1(x))
+            x = x + factor[1] * self.mlp(self.norm2(x))
+        return x
+
+    def matrices(self) -> dict[str, int]:
+        """The fused projection is three matrices, each other weight one."""
+        return {
+            "attn.qkv.weight": 3,
+            "attn.proj.weight": 1,
+            "mlp.fc1.weight": 1,
+            "mlp.fc2.weight": 1,
+        }

@@ -1,0 +1,56 @@
+"""``run: assemble``: modules become one network, which is then fine-tuned end to end."""
+
+from __future__ import annotations
+
+from modnet.chain import Chain
+from modnet.evaluation.accuracy import measure
+from modnet.methods.base import BEFORE, NETWORK, Inputs, Kept
+from modnet.methods.supervised import WholeMethod
+from modnet.recipe.stages import Assemble, Distill, Incubate
+from modnet.surgery.cutting import assemble
+from modnet.surgery.stitching import fold_stitches, foldable
+from modnet.surgery.transplant import Report, transplant
+
+
+class Assembly(WholeMethod):
+    """Join the modules, stitches dropped, kept or folded; fine-tune with labels, or with a teacher's logits as well."""
+
+    def __init__(self, stage: Assemble, inputs: Inputs) -> None:
+        super().__init__(stage, inputs)
+        self.modules = inputs.modules(stage.from_)
+        self.chain, self.how = self.join(stage)
+        self.with_drop_path(self.chain)
+        self.before = self.chain.cloned()
+        self.kd = stage.kd
+        if stage.kd is not None:
+            self.teacher = inputs.network(stage.kd.teacher, self.dataset, self.key)
+        self.before_top1 = measure(self.before, self.dataset.val, self.dataset).top1
+        inputs.say(f"assembled: {self.how}; before fine-tuning {self.before_top1:.2f} % on val")
+
+    def join(self, stage: Assemble) -> tuple[Chain, str]:
+        """The network of the modules, and what happened to their tensors, in words."""
+        way = stage.stitches
+        if way == "auto":
+            way = "fold" if foldable(self.modules) else "drop"
+        if way == "drop":
+            network = self.inputs.fresh(self.model_name(stage), self.dataset, self.key)
+            report: Report = transplant(self.modules, network)
+            return network, f"stitches dropped, {report}"
+        network = assemble(self.modules)
+        if way == "keep":
+            return network, "stitches kept"
+        folded = fold_stitches(network)
+        return folded, f"{len(network.leaves) - len(folded.leaves)} pairs of stitches folded into one matrix each"
+
+    def model_name(self, stage: Assemble) -> str:
+        """The name of the model whose modules were trained."""
+        source = self.inputs.recipe.stages[stage.from_]
+        if isinstance(source, Incubate):
+            return source.model
+        assert isinstance(source, Distill)
+        return source.student
+
+    def keep(self) -> Kept:
+        """The network, as assembled and as fine-tuned."""
+        facts = {"before_val_top1": self.before_top1, "assembly": self.how}
+        return Kept({NETWORK: self.chain, BEFORE: self.before}, facts)

@@ -1,0 +1,154 @@
+"""What every method shares: the inputs of a stage, and the shape of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from modnet.chain import Chain
+from modnet.data import Dataset, load
+from modnet.data.loaders import TrainBatches
+from modnet.engine.artifacts import load_chain
+from modnet.engine.job import Job, Track
+from modnet.errors import RequestError
+from modnet.layers.drop_path import set_drop_path
+from modnet.randomness import Key
+from modnet.recipe import Recipe
+from modnet.recipe.stages import TrainingStage
+from modnet.registry import MODELS, Params
+from modnet.store import Store
+from modnet.surgery.stitching import stitched
+
+NETWORK, BEFORE = "network", "before"
+
+
+@dataclass
+class Inputs:
+    """Where a stage finds its models, data and earlier stages, by the names that its recipe gives them."""
+
+    recipe: Recipe
+    store: Store
+    keys: Mapping[str, str]
+    say: Callable[[str], None] = print
+
+    def key(self, stage: Any) -> Key:
+        """The random key of a stage: its seed and verb, never its name."""
+        return Key.of(self.seed(stage), stage.run)
+
+    def seed(self, stage: Any) -> int:
+        """The stage's own seed, or the recipe's."""
+        return self.recipe.seed if stage.seed is None else int(stage.seed)
+
+    def dataset(self, name: str) -> Dataset:
+        """A data set of the recipe, loaded."""
+        return load(self.recipe.data[name])
+
+    def fresh(self, model: str, dataset: Dataset, key: Key) -> Chain:
+        """A model of the recipe, built for a data set, with parameters drawn by the key."""
+        return build(self.recipe.models[model], dataset, key.fold("init"))
+
+    def drop_path(self, stage: Any, model: str) -> float:
+        """The drop-path rate of a stage: its own, or that of its model."""
+        rate = stage.drop_path if stage.drop_path is not None else getattr(self.recipe.models[model], "drop_path", 0.0)
+        return float(rate)
+
+    def folder(self, stage: str) -> Path:
+        """The artifact folder of an earlier stage."""
+        return self.store.folder(self.keys[stage])
+
+    def network(self, name: str, dataset: Dataset, key: Key) -> Chain:
+        """The trained network of an earlier stage, or a model that brings its own weights."""
+        if name in self.recipe.stages:
+            return load_chain(self.folder(name), NETWORK)
+        return self.fresh(name, dataset, key)
+
+    def modules(self, name: str) -> list[Chain]:
+        """The modules that an incubation or distillation stage trained, in order."""
+        manifest = self.store.result(self.keys[name])
+        return [load_chain(self.folder(name), module_name(i)) for i in range(int(manifest["modules"]))]
+
+
+def build(params: Params, dataset: Dataset, key: Key) -> Chain:
+    """A model for the images and classes of a data set; all its random draws follow from the key."""
+    with key.forked():
+        builder = MODELS.get(str(params.name)).resolve()  # type: ignore[attr-defined]
+        chain: Chain = builder(params, dataset.port, len(dataset.classes))
+    return chain
+
+
+def module_name(index: int) -> str:
+    """The name of a module's track, checkpoint and file."""
+    return f"module{index}"
+
+
+@dataclass
+class Kept:
+    """What a trained stage leaves in the store: chains by name, and facts for its result."""
+
+    chains: dict[str, Chain]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Method:
+    """How one kind of stage learns: it gives jobs to the trainer and says what to keep; it never loops itself."""
+
+    stage: TrainingStage
+    description: ClassVar[str] = ""
+
+    def __init__(self, stage: Any, inputs: Inputs) -> None:
+        self.stage, self.inputs = stage, inputs
+        self.key = inputs.key(stage)
+        self.dataset = inputs.dataset(stage.data)
+
+    def jobs(self) -> list[Job]:
+        """The training runs of this stage, in order; each resumes by itself."""
+        raise NotImplementedError
+
+    def keep(self) -> Kept:
+        """What goes into the store once the jobs are done."""
+        raise NotImplementedError
+
+    def flops(self) -> dict[str, float]:
+        """Training FLOPs of one image: ``student`` (what learns, forward and backward) and ``passes`` (frozen parts)."""
+        raise NotImplementedError
+
+    def job(self, name: str, objective: Any, tracks: list[Track], validate: Any, **extra: Any) -> Job:
+        """A job on this stage's data and settings."""
+        batches = TrainBatches(self.dataset, self.stage.batch, self.key, self.stage.augment)
+        return Job(name, objective, tracks, batches, self.stage, self.key, validate, **extra)
+
+    def track(self, name: str, chain: Chain) -> Track:
+        """A track with this stage's optimizer, schedule, clip and EMA."""
+        s = self.stage
+        return Track(name, chain, s.optimizer, s.schedule, s.clip, s.ema)
+
+    def with_drop_path(self, chain: Chain) -> Chain:
+        """The chain, its blocks' drop path set by the stage if it asks for another than the model's."""
+        if self.stage.drop_path is not None:
+            set_drop_path(chain, self.stage.drop_path)
+        return chain
+
+
+def student_modules(stage: Any, inputs: Inputs, dataset: Dataset, host: Chain, key: Key) -> list[Chain]:
+    """A fresh student's modules, each between stitches that fit the host's module in whose place it will learn.
+
+    Stochastic depth starts at 0 in every module, as in the m2mKD reference.
+    """
+    student = inputs.fresh(stage.student, dataset, key)
+    same_count(student=student, host=host)
+    rate = inputs.drop_path(stage, stage.student)
+    for module in student:
+        set_drop_path(module, rate)
+    with key.fold("stitches").forked():
+        return [stitched(module, host, i, stage.stitch) for i, module in enumerate(student)]
+
+
+def same_count(**networks: Chain) -> int:
+    """The common number of modules; raises RequestError naming the networks whose numbers differ."""
+    counts = {name: len(chain) for name, chain in networks.items()}
+    if len(set(counts.values())) != 1:
+        listing = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise RequestError(f"the networks must be cut into equally many modules, but {listing}; change their depths")
+    return next(iter(counts.values()))

@@ -1,0 +1,66 @@
+"""m2mKD: a student module learns to act like a teacher module, both plugged into the same frozen meta network.
+
+Source: Lo et al. 2024, arXiv 2402.16918. With h the meta's output before module i, M the meta's tail after it:
+t = M(T_i(h)) without gradient, s = M(post(S_i(pre(h)))), loss = (1 − α) · base(s, y) + α · distillation(s, t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from modnet.chain import Chain
+from modnet.engine.batch import Batch
+from modnet.engine.losses import base_loss, kd_term
+from modnet.evaluation.cost import training_flops
+from modnet.methods.base import Inputs, same_count, student_modules
+from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
+from modnet.recipe.stages import M2mkd
+
+
+class M2mkdObjective(ModuleObjective):
+    """The m2mKD loss of every student module."""
+
+    def __init__(
+        self, meta: Chain, teacher: Chain, modules: Mapping[int, Chain], kd: M2mkd, smoothing: float | None = None
+    ) -> None:
+        super().__init__(meta, modules)
+        self.kd, self.smoothing = kd, kd.label_smoothing if smoothing is None else smoothing
+        self.teachers = nn.ModuleDict({str(i): teacher[i].frozen() for i in self.places})
+
+    def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
+        """(1 − α) · base + α · distillation at the end of the meta's tail."""
+        kd, tail = self.kd, self.tails[str(i)]
+        logits = tail(given)
+        with torch.no_grad():
+            target = tail(self.teachers[str(i)](flowing[i]))
+        term = kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm)
+        return (1 - kd.alpha) * base_loss(batch, logits, self.smoothing) + kd.alpha * term
+
+
+class M2mKD(ModulewiseMethod):
+    """``run: distill, method: m2mkd``."""
+
+    def __init__(self, stage: M2mkd, inputs: Inputs) -> None:
+        super().__init__(stage, inputs)
+        self.kd, self.fused = stage, stage.fused
+        self.host = inputs.network(stage.meta, self.dataset, self.key)
+        self.teacher = inputs.network(stage.teacher, self.dataset, self.key)
+        same_count(teacher=self.teacher, meta=self.host)
+        self.learners = student_modules(stage, inputs, self.dataset, self.host, self.key)
+
+    def objective(self, places: list[int]) -> M2mkdObjective:
+        """The objective of the modules at some places."""
+        return M2mkdObjective(self.host, self.teacher, {i: self.learners[i] for i in places}, self.kd)
+
+    def flops(self) -> dict[str, float]:
+        """As for every module method, and the teacher's modules and their tails, forward only."""
+        counted, port = super().flops(), self.dataset.port
+        for i in range(len(self.learners)):
+            teaching = (self.teacher[i] + self.host[i + 1 :]).frozen()
+            counted["passes"] += training_flops(teaching, teaching.takes or port)
+        return counted
+
+

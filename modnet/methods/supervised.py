@@ -1,0 +1,112 @@
+"""Training a whole network end to end with labels, and with a teacher's logits beside them if one is given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from modnet.chain import Chain, Pass
+from modnet.engine.artifacts import load_chain
+from modnet.engine.batch import Batch
+from modnet.engine.checkpoint import Checkpoints
+from modnet.engine.job import Job, Metrics
+from modnet.engine.losses import base_loss, kd_term
+from modnet.errors import RequestError
+from modnet.evaluation.accuracy import measure
+from modnet.evaluation.cost import training_flops
+from modnet.methods.base import NETWORK, Inputs, Kept, Method
+from modnet.recipe.stages import HintonKD, Teaching, Train
+from modnet.surgery.adapting import adapt
+
+TRACK = "network"
+
+
+class WholeNetwork(nn.Module):
+    """(1 − α) · base loss + α · distillation from a frozen teacher; without a teacher the base loss alone."""
+
+    def __init__(
+        self, chain: Chain, smoothing: float, teacher: Chain | None = None, kd: HintonKD | Teaching | None = None
+    ) -> None:
+        super().__init__()
+        self.chain, self.smoothing, self.kd = chain, smoothing, kd
+        self.teacher = teacher.frozen() if teacher is not None else None
+
+    def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
+        """The loss of the one track, a scalar; what leaves put into ``ctx.losses`` is added."""
+        logits = self.chain(batch.x, ctx)
+        loss = base_loss(batch, logits, self.smoothing)
+        if self.teacher is not None and self.kd is not None:
+            with torch.no_grad():
+                target = self.teacher(batch.x)
+            kd = self.kd
+            loss = (1 - kd.alpha) * loss + kd.alpha * kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm)
+        return {TRACK: sum(ctx.losses.values(), loss)}
+
+
+class WholeMethod(Method):
+    """A method whose one track is a whole network."""
+
+    chain: Chain
+    teacher: Chain | None = None
+    kd: HintonKD | Teaching | None = None
+
+    def jobs(self) -> list[Job]:
+        """One job that trains the network."""
+        objective = WholeNetwork(self.chain, self.stage.label_smoothing, self.teacher, self.kd)
+        return [self.job(TRACK, objective, [self.track(TRACK, self.chain)], self.validate)]
+
+    def validate(self) -> dict[str, Metrics]:
+        """Accuracy of the network on val."""
+        return {TRACK: measure(self.chain, self.dataset.val, self.dataset).as_dict()}
+
+    def keep(self) -> Kept:
+        """The network."""
+        return Kept({NETWORK: self.chain})
+
+    def flops(self) -> dict[str, float]:
+        """The network forward and backward; the teacher forward."""
+        frozen = [self.teacher.frozen()] if self.teacher is not None else []
+        return {
+            "student": training_flops(self.chain, self.dataset.port),
+            "passes": sum(training_flops(chain, self.dataset.port) for chain in frozen),
+        }
+
+
+class Supervised(WholeMethod):
+    """``run: train``: from scratch, or going on from an earlier stage with its optimizer's state."""
+
+    def __init__(self, stage: Train, inputs: Inputs) -> None:
+        super().__init__(stage, inputs)
+        self.train = stage
+        if stage.from_ is None:
+            assert stage.model is not None
+            self.chain = inputs.fresh(stage.model, self.dataset, self.key)
+        else:
+            earlier = load_chain(inputs.folder(stage.from_), NETWORK)
+            self.chain, changes = adapt(earlier, self.dataset.port, len(self.dataset.classes), stage.on_mismatch, self.key)
+            for change in changes:
+                inputs.say(change)
+            self.adapted = bool(changes)
+        self.with_drop_path(self.chain)
+
+    def jobs(self) -> list[Job]:
+        """One job; it starts from the earlier stage's last checkpoint if the network is unchanged."""
+        (job,) = super().jobs()
+        if self.train.from_ is not None and not self.adapted:
+            job.start = Checkpoints(self.inputs.folder(self.train.from_), TRACK).path
+        return [job]
+
+
+class Hinton(WholeMethod):
+    """``run: distill, method: kd``: a whole student learns from a whole teacher's logits (Hinton et al. 2015)."""
+
+    def __init__(self, stage: HintonKD, inputs: Inputs) -> None:
+        super().__init__(stage, inputs)
+        self.kd = stage
+        self.chain = self.with_drop_path(inputs.fresh(stage.student, self.dataset, self.key))
+        self.teacher = inputs.network(stage.teacher, self.dataset, self.key)
+        classes = len(self.dataset.classes)
+        if self.teacher.gives is not None and self.teacher.gives["classes"] not in (None, classes):
+            raise RequestError(
+                f"teacher {stage.teacher!r} tells {self.teacher.gives['classes']} classes apart, data {stage.data!r} has {classes}"
+            )

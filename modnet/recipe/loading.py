@@ -1,0 +1,108 @@
+"""Reading a recipe: find, parse, override, import plug-ins, type, check, and shrink it if asked to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from modnet.errors import RequestError
+from modnet.recipe import models, sources  # noqa: F401  (they register what recipes may name)
+from modnet.recipe.checks import check_stage
+from modnet.recipe.document import Document, read
+from modnet.recipe.overrides import apply
+from modnet.recipe.plugins import load_plugins
+from modnet.recipe.problems import RecipeError
+from modnet.recipe.recipe import Recipe
+from modnet.recipe.references import in_order
+from modnet.recipe.schema import Parts, read_parts
+from modnet.recipe.shipped import find_recipe
+from modnet.recipe.single import single_stage
+from modnet.recipe.smoke import smoke as at_smoke_size
+from modnet.recipe.targets import check_references
+
+
+def load_recipe(
+    name: str | Path, overrides: Sequence[str] = (), smoke: bool = False, seed: int | None = None
+) -> Recipe:
+    """A recipe by shipped name, path or run folder, with ``key.path=value`` overrides.
+
+    ``smoke``: at its smoke size. ``seed``: instead of the recipe's own. Raises RequestError if
+    there is no such recipe, and RecipeError with every error in it, each with its file, line and
+    column.
+    """
+    path = find_recipe(name)
+    document = read(_text(path), _display(path))
+    for override in overrides:
+        apply(document, override)
+    single_stage(document)
+    plugins = load_plugins(document, path.parent)
+    parts = read_parts(document)
+    _check(document, parts)
+    title, own_seed = _title(document, path), _seed(document)
+    if document.problems:
+        raise RecipeError(document.name, document.problems)
+    recipe = Recipe(
+        title,
+        own_seed if seed is None else seed,
+        parts.data,
+        parts.models,
+        parts.stages,
+        path,
+        plugins,
+        notes=parts.notes,
+    )
+    return at_smoke_size(recipe) if smoke else recipe
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{path}: this is not a text file in UTF-8 (byte {error.start})"
+        ) from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _display(path: Path) -> str:
+    """The path as a user would write it: relative where that is shorter."""
+    relative = os.path.relpath(path)
+    return min(str(path), relative, key=len)
+
+
+def _check(document: Document, parts: Parts) -> None:
+    """References, order, and whether what is referred to fits; puts the stages in order."""
+    broken = check_references(document, parts)
+    order = in_order(document, parts)
+    if order is None:
+        return
+    parts.stages = {name: parts.stages[name] for name in order}
+    for name, stage in parts.stages.items():
+        if name not in broken:
+            check_stage(document, parts, name, stage)
+
+
+def _title(document: Document, path: Path) -> str:
+    title: Any = document.data.get(
+        "name", path.parent.name if path.name == "recipe.yaml" else path.stem
+    )
+    if (
+        not isinstance(title, str)
+        or not title
+        or any(c in title for c in "/\\\n")
+        or title in (".", "..")
+    ):
+        document.complain(("name",), "wants a name that can be a folder's: text without slashes")
+        return ""
+    return title
+
+
+def _seed(document: Document) -> int:
+    seed = document.data.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        document.complain(("seed",), "wants a whole number")
+        return 0
+    return seed

@@ -1,0 +1,107 @@
+"""Typed parameters of the model families, and the names that researchers know them by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from modnet.recipe.fields import ByContent
+from modnet.recipe.training import BelowOne
+from modnet.registry import MODELS, Params
+
+Depths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class ViT(Params):
+    """Vision Transformer (Dosovitskiy et al. 2021), cut into ``len(depths)`` modules of ``depths``
+    blocks.
+    """
+
+    name: str = "vit"
+    width: PositiveInt = 64
+    depths: Depths = (1, 1, 1, 1)
+    heads: PositiveInt | None = (
+        None  # None: one head for every 16 channels up to width 128, else every 64
+    )
+    mlp_ratio: PositiveFloat = 4.0
+    patch: PositiveInt = 4
+    stem: Literal["conv", "patch"] = "patch"
+    pool: Literal["token", "mean"] = "token"
+    qkv_bias: bool = True
+    norm_eps: PositiveFloat = 1e-6
+    drop_path: BelowOne = 0.0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ViT:
+        if self.heads and self.width % self.heads:
+            fits = [
+                h for h in range(1, self.width + 1) if self.width % h == 0 and self.width // h >= 4
+            ]
+            nearby = sorted(fits, key=lambda h: abs(h - (self.heads or 1)))[:2]
+            raise ValueError(
+                f"width {self.width} is not a multiple of heads {self.heads}: take heads {nearby}"
+            )
+        return self
+
+
+class Timm(Params):
+    """Any timm model that is a stem, blocks and a head, cut into ``len(depths)`` modules (default:
+    4 near-equal).
+    """
+
+    name: str
+    depths: Depths | None = None
+    pretrained: bool = False
+    weights: Annotated[str | None, ByContent()] = None  # a local .safetensors of timm's own keys
+    drop_path: BelowOne = 0.0
+
+
+def _small_vit(params: ViT, factor: int) -> ViT:
+    """One block a module, widths divided by the recipe's common factor so that stitches still fit."""
+    width = max(2, params.width // factor)
+    heads = next(h for h in (params.heads or 2, 2, 1) if h <= 2 and width % h == 0)
+    return params.changed(width=width, heads=heads, depths=(1,) * len(params.depths))
+
+
+def _unloaded_timm(params: Timm, factor: int) -> Timm:
+    """The same network with random weights: a smoke run downloads nothing."""
+    return params.changed(pretrained=False)
+
+
+MODELS.register(
+    "vit", ViT, "modnet.models.vit:vit", smoke=_small_vit, about="Vision Transformer of any size"
+)
+for _name, _width, _heads, _depth in (
+    ("ti", 192, 3, 12),
+    ("s", 384, 6, 12),
+    ("b", 768, 12, 12),
+    ("l", 1024, 16, 24),
+):
+    MODELS.preset(
+        f"vit-{_name}",
+        "vit",
+        about=f"ViT-{_name.title()}/16: width {_width}, {_depth} blocks",
+        width=_width,
+        heads=_heads,
+        depths=(_depth // 4,) * 4,
+        patch=16,
+    )
+MODELS.preset(
+    "vit-h",
+    "vit",
+    about="ViT-H/14 of Deep Incubation: width 1280, 32 blocks, no qkv bias, LayerNorm eps 1e-5",
+    width=1280,
+    heads=16,
+    depths=(8, 8, 8, 8),
+    patch=14,
+    qkv_bias=False,
+    norm_eps=1e-5,
+)
+MODELS.register(
+    "timm:",
+    Timm,
+    "modnet.models.timm:timm_chain",
+    smoke=_unloaded_timm,
+    about="any ViT-like model of timm, by its timm name",
+)

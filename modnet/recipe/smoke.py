@@ -1,0 +1,105 @@
+"""The smoke size of a recipe: every stage and method as they are, only smaller and shorter, each
+reduction told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from modnet.recipe.fields import Choice, marker
+from modnet.recipe.problems import shown
+from modnet.recipe.recipe import Recipe
+from modnet.recipe.stages import Evaluate, Stage, TrainingStage
+from modnet.registry import DATA, MODELS, Params, Registry
+
+T = TypeVar("T", bound=Params)
+BATCH, EVALUATE_BATCH = 32, 64
+WIDEST, NARROWEST = 16, 8
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The recipe at its smoke size: ``reductions`` lists ``models.vit_l.width: 64 -> 16`` and so
+    on.
+    """
+    factor = common_factor(recipe.models)
+    data = {name: _shrunk(DATA, source, factor) for name, source in recipe.data.items()}
+    models = {name: _shrunk(MODELS, model, factor) for name, model in recipe.models.items()}
+    stages = {name: _short(stage, factor) for name, stage in recipe.stages.items()}
+    told: list[str] = []
+    for section, old, new in (
+        ("data", recipe.data, data),
+        ("models", recipe.models, models),
+        ("stages", recipe.stages, stages),
+    ):
+        for name in old:
+            told += _changes(f"{section}.{name}", old[name], new[name])
+    name = f"{recipe.name}-smoke"
+    return replace(
+        recipe, name=name, data=data, models=models, stages=stages, reductions=told, smoke=True
+    )
+
+
+def common_factor(models: Mapping[str, Params]) -> int:
+    """What all widths are divided by, a power of two: one factor for all, so that stitches and
+    metas still fit.
+    """
+    widths = [
+        width
+        for model in models.values()
+        if isinstance(width := getattr(model, "width", None), int)
+    ]
+    fixed = any(
+        hasattr(model, "width") and not MODELS.get(_name(model)).smoke for model in models.values()
+    )
+    factor = 1
+    while widths and not fixed and max(widths) // factor > WIDEST:
+        half = factor * 2
+        if any(width % (2 * half) or width // half < NARROWEST for width in widths):
+            break
+        factor = half
+    return factor
+
+
+def _name(params: Params) -> str:
+    return str(getattr(params, "name", ""))
+
+
+def _shrunk(registry: Registry, params: T, factor: int) -> T:
+    small = registry.get(_name(params)).smoke
+    return small(params, factor) if small else params  # type: ignore[return-value]
+
+
+def _short(stage: Stage, factor: int) -> Stage:
+    if isinstance(stage, TrainingStage):
+        batch = min(stage.batch, BATCH)
+        values: dict[str, Any] = {
+            "epochs": min(stage.epochs, 1),
+            "batch": batch,
+            "accumulate": min(stage.accumulate, batch),
+            "evaluate_every": 1,
+        }
+        for name in type(stage).model_fields:
+            held, choice = getattr(stage, name), marker(type(stage), name, Choice)
+            if choice and isinstance(held, Params):
+                values[name] = _shrunk(choice.registry, held, factor)
+        return stage.changed(**values)
+    return (
+        stage.changed(batch=min(stage.batch, EVALUATE_BATCH))
+        if isinstance(stage, Evaluate)
+        else stage
+    )
+
+
+def _changes(path: str, old: Params, new: Params) -> list[str]:
+    """Every field that differs, as ``path.field: old -> new``."""
+    told = []
+    for name, info in type(old).model_fields.items():
+        before, after = getattr(old, name), getattr(new, name)
+        below = f"{path}.{info.alias or name}"
+        if isinstance(before, Params) and isinstance(after, Params):
+            told += _changes(below, before, after)
+        elif before != after:
+            told.append(f"{below}: {shown(before)} -> {shown(after)}")
+    return told

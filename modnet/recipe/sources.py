@@ -1,0 +1,101 @@
+"""Typed parameters of the data sources and the shift suites."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, model_validator
+
+from modnet.recipe.fields import Unkeyed
+from modnet.registry import DATA, SHIFTS, Params, Smoke
+
+
+class Source(Params):
+    """A data set, or a balanced part of its training images; val is held out before the part is
+    taken.
+
+    ``per_class`` or ``fraction`` choose a part, drawn by ``subset_seed`` (so that all methods see
+    the same images).
+    """
+
+    name: str
+    per_class: PositiveInt | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    subset_seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_part(self) -> Source:
+        if self.per_class is not None and self.fraction is not None:
+            raise ValueError("give per_class or fraction, not both")
+        return self
+
+
+class Folder(Source):
+    """Own images: ``path/train/CLASS/*.png`` and ``path/test/CLASS/*.png``, or ``path/CLASS/*`` (a
+    tenth becomes test).
+    """
+
+    path: Annotated[str, Unkeyed()]  # the images' fingerprint stands for it in keys
+    size: PositiveInt = 64
+    channels: Annotated[int, Field(ge=1, le=3)] = 3
+    resident: Annotated[bool | None, Unkeyed()] = (
+        None  # None: in memory when it is at most 1 GiB as uint8
+    )
+
+
+_FASHION = {"size": 28, "channels": 1, "classes": 10}
+_DIGITS = {"size": 8, "channels": 1, "classes": 10}
+_CIFAR = {"size": 32, "channels": 3}
+
+
+def _few(per_class: int) -> Smoke:
+    """At most so many training images a class."""
+
+    def small(params: Source, factor: int) -> Source:
+        return params.changed(
+            per_class=min(params.per_class or per_class, per_class), fraction=None
+        )
+
+    return small
+
+
+for _name, _per_class, _facts, _about in (
+    ("fashion-mnist", 24, _FASHION, "70,000 pictures of clothes, 28 x 28, 10 classes"),
+    ("digits", 24, _DIGITS, "1,797 handwritten digits, 8 x 8, 10 classes (inside scikit-learn)"),
+    ("cifar10", 24, _CIFAR | {"classes": 10}, "60,000 pictures, 32 x 32, 10 classes"),
+    ("cifar100", 4, _CIFAR | {"classes": 100}, "60,000 pictures, 32 x 32, 100 classes"),
+):
+    DATA.register(
+        _name,
+        Source,
+        f"modnet.data.sources:{_name.replace('-', '_')}",
+        smoke=_few(_per_class),
+        about=_about,
+        facts=_facts,
+    )
+DATA.register(
+    "image-folder",
+    Folder,
+    "modnet.data.folder:image_folder",
+    smoke=_few(24),
+    about="own images, one folder a class",
+)
+
+
+class Shift(Params):
+    """A suite of changed test sets, a deterministic function of any source's test images:
+    ``<source>-r``, ``<source>-c``.
+    """
+
+    name: str
+
+
+SHIFTS.register(
+    "r",
+    Shift,
+    "modnet.data.shifts:renditions",
+    about="renditions: the style changes, not the content",
+)
+SHIFTS.register(
+    "c", Shift, "modnet.data.shifts:corruptions", about="common corruptions at 5 severities"
+)

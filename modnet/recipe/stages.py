@@ -1,0 +1,224 @@
+"""Typed stages: what each verb takes. References to models, data and stages are names, checked by
+the schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+)
+
+from modnet.recipe.fields import Choice, Gives, NoDefault, Ref, Unkeyed
+from modnet.recipe.training import BelowOne, Fraction, Muon, Schedule
+from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, VERBS, Params, UnknownName
+
+DataRef = Annotated[str, Ref("data")]
+ModelRef = Annotated[str, Ref("model")]
+NetworkRef = Annotated[
+    str, Ref("stage", "model", gives="network")
+]  # trained, or a model that brings its weights
+WholeStageRef = Annotated[str, Ref("stage", gives="network")]
+ModulesRef = Annotated[str, Ref("stage", gives="modules")]
+SuiteRef = Annotated[str, Ref("data", "suite")]
+
+# A bare name (`muon`) or a mapping (`{name: muon, lr: 0.02}`), read through the registry.
+Optimizer = Annotated[SerializeAsAny[Params], BeforeValidator(OPTIMIZERS.read), Choice(OPTIMIZERS)]
+LearningRate = Annotated[SerializeAsAny[Params], BeforeValidator(SCHEDULES.read), Choice(SCHEDULES)]
+Augment = Annotated[SerializeAsAny[Params], BeforeValidator(AUGMENTS.read), Choice(AUGMENTS)]
+
+
+class Mismatch(Params):
+    """What happens where a network meets data of another kind than it was trained on."""
+
+    head: Literal["fresh", "keep"] = "fresh"
+    position: Literal["resize", "fresh"] = "resize"
+
+
+class Stage(Params):
+    """What every stage has."""
+
+    gives: ClassVar[Gives] = "nothing"  # what a stage that names this one receives
+
+    run: str
+    seed: int | None = None  # None: the recipe's
+
+
+class TrainingStage(Stage):
+    """What every stage that trains has; ``defaults`` of the recipe fill what a stage leaves out."""
+
+    data: DataRef
+    epochs: NonNegativeInt = 1
+    batch: PositiveInt = 128  # images in one optimizer step, over all ranks and micro-batches
+    accumulate: PositiveInt = 1  # micro-batches that a batch is divided into
+    optimizer: Optimizer = Field(default_factory=Muon)
+    schedule: LearningRate = Field(default_factory=Schedule)
+    augment: tuple[Augment, ...] = ()
+    label_smoothing: BelowOne = 0.0
+    drop_path: BelowOne | None = None  # None: the model's own
+    clip: PositiveFloat | None = None  # largest gradient norm of a track
+    ema: BelowOne | None = (
+        None  # decay of the averaged weights, which then are what is evaluated and kept
+    )
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    select: Literal["best", "last"] = "best"  # which checkpoint the stage gives on, by val accuracy
+    evaluate_every: PositiveInt = 1  # epochs
+    checkpoint_every: Annotated[PositiveInt | None, Unkeyed()] = (
+        None  # steps; None: every epoch and every minute
+    )
+
+
+class Train(TrainingStage):
+    """Train a network end to end with labels, from scratch or from an earlier stage."""
+
+    gives: ClassVar[Gives] = "network"
+    run: Literal["train"] = "train"
+    model: ModelRef | None = None
+    from_: WholeStageRef | None = Field(
+        None, alias="from"
+    )  # go on from its last checkpoint, optimizer included
+    on_mismatch: Mismatch = Field(default_factory=Mismatch)
+
+
+class Incubate(TrainingStage):
+    """Deep Incubation: train each module of ``model`` alone inside a frozen meta network (Ni et al.
+    2022).
+    """
+
+    gives: ClassVar[Gives] = "modules"
+    run: Literal["incubate"] = "incubate"
+    model: ModelRef
+    meta: WholeStageRef
+    fused: Annotated[bool, Unkeyed()] = (
+        True  # all modules side by side in one run; else one after another. Same weights either way
+    )
+
+
+Stitch = Literal["linear", "ln-linear", "identity"]
+Norm = Literal["numel", "batchmean"]
+
+
+class Distill(TrainingStage):
+    """What the three forms of distillation share."""
+
+    run: Literal["distill"] = "distill"
+    method: Literal["m2mkd", "kd", "features"]
+    student: ModelRef
+    teacher: NetworkRef
+
+
+class M2mkd(Distill):
+    """Module-to-module distillation through a shared frozen meta network (Lo et al. 2024)."""
+
+    gives: ClassVar[Gives] = "modules"
+    method: Literal["m2mkd"] = "m2mkd"
+    meta: WholeStageRef
+    alpha: Fraction = 0.5  # weight of the teacher's term
+    tau: PositiveFloat = 1.0
+    kind: Literal["soft", "hard"] = "soft"
+    kd_norm: Norm = "numel"
+    stitch: Stitch = "ln-linear"
+    fused: Annotated[bool, Unkeyed()] = True
+
+
+class HintonKD(Distill):
+    """Distillation of a whole network from a whole network (Hinton et al. 2015)."""
+
+    gives: ClassVar[Gives] = "network"
+    method: Literal["kd"] = "kd"
+    alpha: Fraction = 0.9
+    tau: PositiveFloat = 2.0
+    kind: Literal["soft", "hard"] = "soft"
+    kd_norm: Norm = "batchmean"
+
+
+class Features(Distill):
+    """Feature m2m: student module i gets the teacher's input of module i and must give the
+    teacher's output of it.
+    """
+
+    gives: ClassVar[Gives] = "modules"
+    method: Literal["features"] = "features"
+    stitch: Stitch = "linear"
+    alpha: Fraction = (
+        0.9  # of the last module's loss: weight of the teacher's term against the labels
+    )
+    tau: PositiveFloat = 2.0
+    kd_norm: Norm = "batchmean"
+    beta: PositiveFloat = 1.0  # where smooth L1 turns linear
+    fused: Annotated[bool, Unkeyed()] = True
+
+
+class Teaching(Params):
+    """A teacher's logits beside the labels, while a network is fine-tuned."""
+
+    teacher: NetworkRef
+    alpha: Fraction = 0.9
+    tau: PositiveFloat = 2.0
+    kind: Literal["soft", "hard"] = "soft"
+    kd_norm: Norm = "batchmean"
+
+
+class Assemble(TrainingStage):
+    """Join the modules of an incubation or distillation into one network, then fine-tune it end to
+    end.
+    """
+
+    gives: ClassVar[Gives] = "network"
+    run: Literal["assemble"] = "assemble"
+    from_: ModulesRef = Field(alias="from")
+    epochs: NonNegativeInt = 0
+    stitches: Literal["auto", "drop", "keep", "fold"] = (
+        "auto"  # auto: fold where they fold, else drop
+    )
+    kd: Teaching | None = None
+
+
+class Route(Stage):
+    """Sparse routing; no routing method is installed yet."""
+
+    run: Literal["route"] = "route"
+    model: ModelRef
+
+
+class Evaluate(Stage):
+    """Measure finished stages on test sets and shift suites, which no other stage reads."""
+
+    gives: ClassVar[Gives] = "table"
+    run: Literal["evaluate"] = "evaluate"
+    of: Annotated[tuple[WholeStageRef, ...], Field(min_length=1)]
+    on: Annotated[tuple[SuiteRef, ...], Field(min_length=1)]
+    batch: Annotated[PositiveInt, NoDefault()] = (
+        512  # images at once; training's `batch` is no default for it
+    )
+    throughput: Annotated[bool, Unkeyed()] = True
+
+
+DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features}
+
+VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
+VERBS.register("incubate", Incubate, "modnet.methods.incubation:Incubation")
+VERBS.register("assemble", Assemble, "modnet.methods.assembly:Assembly")
+VERBS.register("distill", Distill, "modnet.methods.distillation:method")
+VERBS.register("route", Route, "modnet.methods.routing:routing")
+VERBS.register("evaluate", Evaluate, "modnet.methods.evaluation:Evaluation")
+
+
+def stage_class(values: dict[str, Any]) -> type[Stage]:
+    """The typed class of a stage written as a mapping; raises UnknownName for a verb or method that
+    is not there.
+    """
+    entry = VERBS.get(str(values.get("run")))
+    if entry.params is not Distill:
+        return entry.params  # type: ignore[return-value]
+    method = values.get("method", "m2mkd")
+    if method not in DISTILLERS:
+        raise UnknownName("distillation method", str(method), list(DISTILLERS))
+    return DISTILLERS[method]

@@ -1,0 +1,77 @@
+"""The result of a run as a table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Interval = Mapping[str, Any]
+
+
+def percent(value: Interval) -> str:
+    """A mean accuracy, with its 95 % half width if there are several seeds."""
+    half = value["half_width"]
+    return f"{value['mean']:.2f}" + (f" ± {half:.2f}" if half is not None else "")
+
+
+def count(value: Interval) -> str:
+    """A number with its SI suffix, three digits."""
+    size = float(value["mean"])
+    for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= limit:
+            return f"{size / limit:.3g} {suffix}"
+    return f"{size:.3g}"
+
+
+def seconds(value: Interval) -> str:
+    """A duration in seconds, or minutes from ten minutes on."""
+    return f"{value['mean']:.0f} s" if value["mean"] < 600 else f"{value['mean'] / 60:.0f} min"
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
+    # metric, heading, form, how wide the terminal must be to show it
+    ("before", "before\nfine-tuning", percent, 0),
+    ("top1", "test\ntop-1 %", percent, 0),
+    ("shift_top1", "shifted\ntop-1 %", percent, 0),
+    ("top5", "top-5 %", percent, 120),
+    ("nll", "NLL", lambda v: f"{v['mean']:.3f}", 120),
+    ("ece", "ECE %", percent, 120),
+    ("parameters", "params", count, 0),
+    ("macs", "MACs", count, 0),
+    ("seconds", "seconds", seconds, 0),
+    ("seconds_all", "with\nteacher", seconds, 100),
+    ("flops_student", "FLOPs\nstudent", count, 140),
+    ("flops_all", "FLOPs\nall", count, 100),
+)
+
+
+def results_table(summary: Mapping[str, Any], width: int = 80) -> RenderableType:
+    """Rows of results, as many columns as the terminal holds, and below them the paired differences over seeds."""
+    rows = summary["rows"]
+    shown = [c for c in COLUMNS if c[3] <= width and any(c[0] in row for row in rows.values())]
+    table = Table(title=_title(summary), title_justify="left", header_style="bold")
+    table.add_column("stage", overflow="fold")
+    for _, heading, _, _ in shown:
+        table.add_column(heading, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(form(row[metric]) if metric in row else "" for metric, _, form, _ in shown))
+    return Group(table, *_differences(summary))
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    seeds = summary["seeds"]
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± 95 % interval over seeds {', '.join(map(str, seeds))}"
+
+
+def _differences(summary: Mapping[str, Any]) -> list[Text]:
+    if len(summary["seeds"]) < 2:
+        return []
+    lines = []
+    for pair, metrics in summary["differences"].items():
+        told = ", ".join(f"{metric} {value['mean']:+.2f} ± {value['half_width']:.2f}" for metric, value in metrics.items())
+        lines.append(Text(f"{pair}: {told}"))
+    return lines

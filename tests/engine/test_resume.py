@@ -1,0 +1,270 @@
+"""A run that was stopped anywhere and started again equals the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modnet.engine.checkpoint import Checkpoints
+from modnet.engine.trainer import train
+from modnet.errors import Interrupted, RunFailed
+from modnet.recipe.training import SGD, AdamW, Muon
+from modnet.store import settle
+from tests.engine.toy import quiet, run, toy_job, weights
+
+CASES: dict[str, dict[str, Any]] = {
+    "adamw-ema": {"optimizer": AdamW(lr=0.01), "ema": 0.9},
+    "sgd-accumulate": {"optimizer": SGD(lr=0.1), "accumulate": 2, "clip": 0.5},
+    "muon-two-tracks": {"optimizer": Muon(), "tracks": 2, "ema": 0.8, "accumulate": 3},
+    "last": {"optimizer": Muon(nesterov=False), "select": "last", "evaluate_every": 2},
+}
+
+
+class Killed(BaseException):
+    """Stands for the death of the process: nothing may catch it."""
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what the clock decides."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(x).items() if k not in ("time", "images_per_second")}
+        for x in lines
+    ]
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    found = Checkpoints(folder, "toy").load()
+    assert found is not None
+    return found.weights, found.optimizer
+
+
+def killed_at(call: int, folder: Path, **arguments: Any) -> None:
+    def fault(calls: int) -> None:
+        if calls == call:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(folder, fault=fault, **arguments)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_bit_identical_from_every_step(case: str, tmp_path: Path) -> None:
+    arguments = {**CASES[case], "checkpoint_every": 1}
+    whole, outcome = run(tmp_path / "whole", **arguments)
+    parts = arguments.get("accumulate", 1)
+    for step in range(12):
+        folder = tmp_path / f"killed-{step}"
+        killed_at(step * parts + 1, folder, **arguments)
+        job, resumed = run(folder, **arguments)
+        assert same(weights(job), weights(whole))
+        assert resumed.metrics == outcome.metrics
+        assert resumed.history == outcome.history
+        assert all(same(a, b) for a, b in zip(checkpoint(folder), checkpoint(tmp_path / "whole")))
+        assert rows(folder) == rows(tmp_path / "whole")
+
+
+def test_resume_between_checkpoints_repeats_the_steps_and_their_log(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole", ema=0.9)
+    killed_at(7, tmp_path / "part", ema=0.9)  # in epoch 2: the checkpoint is that of epoch 1
+    assert len(rows(tmp_path / "part")) == 7
+    job, _ = run(tmp_path / "part", ema=0.9)
+    assert same(weights(job), weights(whole))
+    assert rows(tmp_path / "part") == rows(tmp_path / "whole")
+
+
+def test_killed_before_the_first_checkpoint_starts_anew_and_keeps_earlier_logs(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "metrics.jsonl").write_text('{"job": "earlier"}\n')
+    killed_at(3, tmp_path / "part")
+    run(tmp_path / "whole")
+    run(tmp_path / "part")
+    assert rows(tmp_path / "part") == [{"job": "earlier"}, *rows(tmp_path / "whole")]
+
+
+def test_a_kill_between_loss_and_log_keeps_the_pending_mean(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("modnet.engine.trainer.LOGS_PER_EPOCH", 1)
+    run(tmp_path / "whole", checkpoint_every=1)
+    killed_at(3, tmp_path / "part", checkpoint_every=1)
+    run(tmp_path / "part", checkpoint_every=1)
+    assert rows(tmp_path / "part") == rows(tmp_path / "whole")
+    assert len([r for r in rows(tmp_path / "whole") if r["kind"] == "train"]) == 3
+
+
+def test_a_finished_job_is_only_read(tmp_path: Path) -> None:
+    job, outcome = run(tmp_path / "a", ema=0.9)
+    log = tmp_path / "a" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"job": "later"}\n')
+    before = log.read_bytes()
+
+    def fault(_: int) -> None:
+        raise AssertionError("a finished job must not run its objective")
+
+    again, second = run(tmp_path / "a", ema=0.9, fault=fault)
+    assert same(weights(again), weights(job))
+    assert second.plain() == outcome.plain()
+    assert log.read_bytes() == before
+
+
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from modnet.recipe.training import Muon
+from tests.engine.toy import run, weights
+from safetensors.torch import save_file
+folder, call, number = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def fault(calls):
+    if calls == call:
+        os.kill(os.getpid(), number)
+job, outcome = run(folder, optimizer=Muon(), ema=0.9, checkpoint_every=1, fault=fault)
+save_file({k: v.contiguous() for k, v in weights(job).items()}, folder / "final.safetensors")
+"""
+
+
+def process(folder: Path, call: int, number: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(call), str(number)]
+    path = os.pathsep.join(["."] + sys.path)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_kill_9_and_a_new_process_give_the_same_bytes(tmp_path: Path) -> None:
+    assert process(tmp_path / "whole", 0).returncode == 0
+    assert process(tmp_path / "part", 6, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert process(tmp_path / "part", 0).returncode == 0
+    assert (tmp_path / "part/final.safetensors").read_bytes() == (
+        tmp_path / "whole/final.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_finishes_the_step_saves_and_says_how_to_go_on(number: int, tmp_path: Path) -> None:
+    def fault(calls: int) -> None:
+        if calls == 6:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="stopped after step 6 of 12.*same command again"):
+        run(tmp_path / "part", fault=fault)
+    assert signal.getsignal(number) is before
+    job, _ = run(tmp_path / "part")
+    whole, _ = run(tmp_path / "whole")
+    assert same(weights(job), weights(whole))
+
+
+def test_the_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    def fault(calls: int) -> None:
+        if calls == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, fault=fault)
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "best-track0.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_named(file: str, damage: str, tmp_path: Path) -> None:
+    killed_at(7, tmp_path)
+    path = tmp_path / "checkpoints/toy/last" / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    if damage == "remove":
+        path.unlink()
+    with pytest.raises(RunFailed, match=rf"{file}.*delete .*last and run the same command again"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-40], lambda text: text.replace('"step": 4', '"step": 5')])
+def test_a_changed_state_file_is_named(change: Any, tmp_path: Path) -> None:
+    killed_at(7, tmp_path)
+    path = tmp_path / "checkpoints/toy/last/state.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(RunFailed, match=r"state\.json"):
+        run(tmp_path)
+
+
+def test_an_unfinished_temporary_folder_is_removed_and_ignored(tmp_path: Path) -> None:
+    killed_at(7, tmp_path / "part")
+    left = tmp_path / "part/checkpoints/toy/.last.123.tmp"
+    left.mkdir()
+    (left / "weights.safetensors").write_bytes(b"torn")
+    job, _ = run(tmp_path / "part")
+    whole, _ = run(tmp_path / "whole")
+    assert same(weights(job), weights(whole))
+    assert not left.exists()
+
+
+def test_a_death_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    killed_at(7, tmp_path)
+    last = tmp_path / "checkpoints/toy/last"
+    last.rename(last.with_name("last.old"))
+    settle(last)
+    found = Checkpoints(tmp_path, "toy").load()
+    assert found is not None
+    assert found.progress.step == 4
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    killed_at(7, tmp_path)
+    with pytest.raises(RunFailed, match="another network"):
+        run(tmp_path, tracks=2)
+
+
+def test_threads_of_the_first_start_are_kept(tmp_path: Path) -> None:
+    killed_at(7, tmp_path)
+    choices = tmp_path / "choices.json"
+    stored = json.loads(choices.read_text())
+    threads = torch.get_num_threads()
+    try:
+        choices.write_text(json.dumps(stored | {"threads": {"value": threads + 1, "reason": "test"}}))
+        run(tmp_path)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_full_disk_says_so_and_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
+    whole, _ = run(tmp_path / "whole")
+    killed_at(7, tmp_path / "part")
+    folder = tmp_path / "part"
+
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modnet.engine.checkpoint.save_tensors", full)
+        with pytest.raises(RunFailed, match="No space left on device.*make room"):
+            run(folder)
+    assert [p.name for p in (folder / "checkpoints/toy").iterdir() if p.is_dir()] == ["last"]
+    job, _ = run(folder)
+    assert same(weights(job), weights(whole))
+
+
+def test_start_goes_on_from_another_jobs_last_weights_and_optimizer(tmp_path: Path) -> None:
+    run(tmp_path / "first", optimizer=Muon(), select="last")
+    first = Checkpoints(tmp_path / "first", "toy").load()
+    assert first is not None
+    job = toy_job(optimizer=Muon(), epochs=0)
+    job.start = tmp_path / "first/checkpoints/toy/last"
+    (tmp_path / "second").mkdir()
+    train(job, tmp_path / "second", quiet(tmp_path / "second"))
+    assert same(weights(job), first.weights)
+    second = Checkpoints(tmp_path / "second", "toy").load()
+    assert second is not None
+    assert same(second.optimizer, first.optimizer)
+    assert second.progress.step == 0
