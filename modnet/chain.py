@@ -123,6 +123,7 @@ class Module(nn.Module):
             initialise(self, *args, **kw)
             if type(self) is cls:
                 bound = signature.bind(self, *args, **kw)
+                bound.apply_defaults()  # a default that changes later must not change stored networks
                 self.arguments = {k: v for k, v in list(bound.arguments.items())[1:]}
 
         cls.__init__ = recorded  # type: ignore[method-assign, assignment]

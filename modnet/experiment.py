@@ -19,9 +19,10 @@ from modnet.engine.trainer import train
 from modnet.errors import RequestError
 from modnet.methods.base import NETWORK, Inputs, Method
 from modnet.methods.costs import ancestors
-from modnet.recipe import Recipe, load_recipe, stage_keys
-from modnet.recipe.stages import Evaluate, Stage
-from modnet.registry import VERBS
+from modnet.recipe import Recipe, inputs_of, load_recipe, stage_keys
+from modnet.recipe.stages import Evaluate, Stage, TrainingStage
+from modnet.registry import MODELS, VERBS
+from modnet.evaluation.cost import cost
 from modnet.evaluation.summary import summarise
 from modnet.store import RunFolder, Store, atomic_write_json
 
@@ -83,12 +84,7 @@ def open_session(recipe: Recipe, runs: Path, console: Console) -> Session:
     """Keys, store and run folder of one seed of a recipe."""
     fingerprints = {name: data.fingerprint(params) for name, params in recipe.sources().items()}
     keys = stage_keys(recipe, fingerprints)
-    return Session(recipe, Store(runs / "store", lambda text: console.print(f"  {text}")), keys, RunFolder(runs, run_name(recipe), recipe.seed), console)
-
-
-def run_name(recipe: Recipe) -> str:
-    """The folder of a recipe's runs; a smoke run has one of its own."""
-    return f"{recipe.name}-smoke" if recipe.smoke else recipe.name
+    return Session(recipe, Store(runs / "store", lambda text: console.print(f"  {text}")), keys, RunFolder(runs, recipe.name, recipe.seed), console)
 
 
 def stages_for(recipe: Recipe, verb: str | None) -> list[str]:
@@ -140,7 +136,8 @@ def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
 def run_stage(session: Session, name: str, stage: Stage) -> None:
     """Run one stage to its end and put what it leaves into the store."""
     store, key = session.store, session.keys[name]
-    folder = store.begin(key, session.recipe.manifest(name))
+    inputs = {earlier: session.keys[earlier] for earlier in inputs_of(stage, session.recipe)}
+    folder = store.begin(key, {**session.recipe.manifest(name), "inputs": inputs})
     if store.is_done(key):  # another process finished it while this one waited
         store.release(key)
         return
@@ -173,6 +170,39 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
         "flops": {part: flops * images for part, flops in method.flops().items()},
         "metrics": {track: metrics for outcome in outcomes for track, metrics in outcome.metrics.items()},
     }
+
+
+def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
+    """A row for every stage: whether it is done, what it reads, its epochs, and the size of the model that it builds.
+
+    Parameters and multiply-adds (MACs) of one image are counted without weights and without reading images.
+    """
+    session = open_session(recipe, runs, Console(quiet=True))
+    rows = []
+    for name, stage in recipe.stages.items():
+        model = getattr(stage, "model", None) or getattr(stage, "student", None)
+        rows.append(
+            {
+                "stage": name,
+                "verb": stage.run,
+                "key": session.keys[name][:8],
+                "state": "done" if session.store.is_done(session.keys[name]) else "to do",
+                "reads": ", ".join(inputs_of(stage, recipe)),
+                "epochs": getattr(stage, "epochs", None),
+                **(model_size(recipe, model, stage.data) if model and isinstance(stage, TrainingStage) else {}),
+            }
+        )
+    return rows
+
+
+def model_size(recipe: Recipe, model: str, source: str) -> dict[str, str]:
+    """Parameters and MACs of a model for the images of a data source, as printed."""
+    port, classes = data.port_of(recipe.data[source])
+    params = recipe.models[model]
+    with torch.device("meta"):
+        chain = MODELS.get(str(params.name)).resolve()(params, port, classes)  # type: ignore[attr-defined]
+    counted = cost(chain, port)
+    return {"model": model, "parameters": f"{counted.parameters:,}", "MACs": f"{counted.macs:,}"}
 
 
 def load(path: str | Path, stage: str | None = None) -> Chain:

@@ -56,7 +56,8 @@ class Key:
     @classmethod
     def of(cls, seed: int, *parts: int | str) -> Key:
         """The key of a seed, with parts folded in."""
-        return cls(_mix(seed & _MASK)).fold(*parts)
+        # Mixed twice: mixed once, folding in a part equal to the seed would cancel it out.
+        return cls(_mix(_mix(seed & _MASK))).fold(*parts)
 
     def fold(self, *parts: int | str) -> Key:
         """A new key that depends on this one and on every part, in order."""
@@ -98,5 +99,5 @@ class Key:
     def forked(self) -> Iterator[None]:
         """Seed torch's global generator by this key for the body, and restore it afterwards."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.value >> 1)
+            torch.default_generator.manual_seed(self.value >> 1)  # the CPU's alone: only that is restored
             yield

@@ -13,6 +13,7 @@ import fnmatch
 import importlib
 import inspect
 import json
+import re
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +65,12 @@ def nearest(name: str, known: list[str], most: int = 2) -> list[str]:
     return difflib.get_close_matches(name, known, n=most, cutoff=0.6)
 
 
+def first_sentence(thing: object) -> str:
+    """What the docstring of a class or function says first, on one line."""
+    text = " ".join((thing.__doc__ or "").replace("``", "").split())
+    return re.split(r"(?<! al)\.( |$)", text)[0]
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered name: parameter class, builder, the values that the name fixes, and more.
@@ -97,7 +104,8 @@ class Entry:
             merged.pop("name", None)
         else:
             merged["name"] = name
-        # Strict JSON mode takes lists for tuples and text for paths, but never text or truth values for numbers.
+        # Strict JSON mode takes lists for tuples and text for paths, but never text or truth
+        # values for numbers.
         return self.params.model_validate_json(json.dumps(merged), strict=True)
 
 
@@ -135,12 +143,12 @@ class Registry:
             name,
             params,
             builder,
-            dict(preset),
-            smoke,
-            about,
-            dict(facts),
-            base or name,
-            _origin[-1],
+            preset=dict(preset),
+            smoke=smoke,
+            about=about or first_sentence(params),
+            facts=dict(facts),
+            base=base or name,
+            origin=_origin[-1],
         )
         return table[name]
 
@@ -173,9 +181,7 @@ class Registry:
         if name not in self._deprecated:
             return name
         new = self._deprecated[name]
-        warnings.warn(
-            f"{self.kind} {name!r} is now called {new!r}", DeprecationWarning, stacklevel=3
-        )
+        warnings.warn(f"{self.kind} {name!r} is now called {new!r}", DeprecationWarning, stacklevel=3)
         return new
 
     def get(self, name: str) -> Entry:
@@ -193,7 +199,9 @@ class Registry:
         raise UnknownName(self.kind, name, self.names())
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Registered names that match a shell pattern, sorted; prefixes are shown as ``prefix:…``."""
+        """Registered names that match a shell pattern, sorted; prefixes are shown as
+        ``prefix:…``.
+        """
         every = [*self._entries, *(f"{prefix}…" for prefix in self._families)]
         return sorted(name for name in every if fnmatch.fnmatch(name, pattern))
 
@@ -278,15 +286,12 @@ def plugin(
         def build(*args: Any, **kwargs: Any) -> Any:
             if not (args and isinstance(args[0], params)):
                 return function(*args, **kwargs)
-            values = {
-                k: getattr(args[0], k) for k in params.model_fields if k != "name" or takes_name
-            }
+            values = {k: getattr(args[0], k) for k in params.model_fields if k != "name" or takes_name}
             return function(*args[1:], **values, **kwargs)
 
         takes_name = "name" in inspect.signature(function).parameters
-        line = (function.__doc__ or "").strip().split("\n")[0]
         where = f"{function.__module__}:{function.__qualname__}"
-        registry.register(name, params, where, smoke=smoke, about=about or line)
+        registry.register(name, params, where, smoke=smoke, about=about or first_sentence(function))
         return typing.cast(Function, build)
 
     return register
@@ -299,9 +304,7 @@ def _params_of(function: Callable[..., Any], name: str) -> type[Params]:
         if argument.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         if key not in hints:
-            raise TypeError(
-                f"plug-in {name!r}: argument {key!r} of {function.__name__} needs a type"
-            )
+            raise TypeError(f"plug-in {name!r}: argument {key!r} of {function.__name__} needs a type")
         default = ... if argument.default is inspect.Parameter.empty else argument.default
         fields[key] = (hints[key], default)
     return create_model(f"{function.__name__}_params", __base__=Params, **fields)

@@ -168,8 +168,7 @@ def load_tensors(path: Path, sha256: str, remedy: str) -> dict[str, Tensor]:
     found = sha256_file(path)
     if found != sha256:
         raise RunFailed(
-            f"{path} is damaged or was changed: its SHA-256 is {found[:12]}..., "
-            f"{sha256[:12]}... was written; {remedy}"
+            f"{path} is damaged or was changed: its SHA-256 is {found[:12]}..., {sha256[:12]}... was written; {remedy}"
         )
     try:
         return load_file(path)
@@ -188,11 +187,7 @@ def read_json(path: Path, remedy: str) -> Any:
 def _hashes(folder: Path) -> dict[str, str]:
     """The hash of every artifact at the top of a stage folder; logs and checkpoints are not artifacts."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return {
-        name: sha256_file(folder / name)
-        for name in names
-        if name not in ("begun.json", "stage.json", "lock")
-    }
+    return {name: sha256_file(folder / name) for name in names if name not in ("begun.json", "stage.json", "lock")}
 
 
 class StageLock:
@@ -208,8 +203,7 @@ class StageLock:
             if say is None:
                 self._file.close()
                 raise RunFailed(
-                    f"{folder} is being written by {owner}; let it finish, or stop it, "
-                    "then run the same command again"
+                    f"{folder} is being written by {owner}; let it finish, or stop it, then run the same command again"
                 ) from error
             say(f"waiting for {owner}, which is working on the same stage ({folder.name[:12]})")
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -248,18 +242,14 @@ class Store:
 
     def is_done(self, key: str) -> bool:
         """Whether the stage is finished."""
-        return (self.folder(key) / "stage.json").is_file() and self.manifest(key).get(
-            "status"
-        ) == "done"
+        return (self.folder(key) / "stage.json").is_file() and self.manifest(key).get("status") == "done"
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What ``stage.json`` says, or, of an unfinished stage, what it was begun with; raises RunFailed if none."""
         folder = self.folder(key)
         finished = folder / "stage.json"
         path = finished if finished.is_file() else folder / "begun.json"
-        manifest: dict[str, Any] = read_json(
-            path, f"delete {folder} and run the same command again"
-        )
+        manifest: dict[str, Any] = read_json(path, f"delete {folder} and run the same command again")
         return manifest
 
     def result(self, key: str) -> Any:
@@ -269,9 +259,7 @@ class Store:
             f"delete {self.folder(key)} and run the same command again",
         )
         path = folder / "result.json"
-        if not path.is_file() or sha256_file(path) != self.manifest(key).get("hashes", {}).get(
-            "result.json"
-        ):
+        if not path.is_file() or sha256_file(path) != self.manifest(key).get("hashes", {}).get("result.json"):
             raise RunFailed(f"{path} is missing or was changed after the stage finished; {remedy}")
         return read_json(path, remedy)
 
@@ -293,9 +281,7 @@ class Store:
         """Write the result, then ``stage.json`` with the hashes of all artifacts, and free the stage."""
         folder, manifest = self.folder(key), self.manifest(key)
         atomic_write_json(folder / "result.json", result)
-        atomic_write_json(
-            folder / "stage.json", {**manifest, "status": "done", "hashes": _hashes(folder)}
-        )
+        atomic_write_json(folder / "stage.json", {**manifest, "status": "done", "hashes": _hashes(folder)})
         (folder / "begun.json").unlink(missing_ok=True)
         self.release(key)
 

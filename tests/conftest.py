@@ -46,9 +46,7 @@ def tiny() -> Callable[..., Chain]:
         classes: int = 3,
         **values: object,
     ) -> Chain:
-        params = ViT.model_validate(
-            {"width": 16, "heads": 2, "depths": depths, "patch": 4, **values}
-        )
+        params = ViT.model_validate({"width": 16, "heads": 2, "depths": depths, "patch": 4, **values})
         with Key.of(seed, "tiny").forked():
             return vit(params, Port.of("image", channels=channels, size=size), classes)
 
@@ -59,9 +57,7 @@ def tiny() -> Callable[..., Chain]:
 def random_images() -> Callable[..., RandomImages]:
     """Build random images: ``random_images(count=37, size=8, channels=1, classes=3)``."""
 
-    def build(
-        count: int = 37, size: int = 8, channels: int = 1, classes: int = 3, seed: int = 0
-    ) -> RandomImages:
+    def build(count: int = 37, size: int = 8, channels: int = 1, classes: int = 3, seed: int = 0) -> RandomImages:
         source = Key.of(seed, "images").generator()
         shape = (count, channels, size, size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-import click
+import typer
 
 from modnet.errors import UserError
 
@@ -25,7 +25,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, UserError):
         say(str(error))
         return error.exit_code
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         say("stopped", label="interrupted")
         return INTERRUPTED
     hint = "" if _shown["traceback"] else "\nThis is a bug in modnet or a plug-in; --debug shows where it happened."
@@ -33,12 +33,13 @@ def report(error: BaseException) -> int:
     return 1
 
 
-def report_usage(error: click.ClickException) -> int:
-    """Tell what is wrong with the command line itself."""
+def report_usage(error: Exception) -> int:
+    """Tell what is wrong with the command line itself; gives exit code 2."""
     context = getattr(error, "ctx", None)
     where = f"\n`{context.command_path} --help` shows what there is." if context else ""
-    say(f"{error.format_message()}{where}")
-    return error.exit_code
+    message = getattr(error, "format_message", error.__str__)()
+    say(f"{message}{where}")
+    return 2
 
 
 def say(text: str, label: str = "error") -> None:
@@ -54,7 +55,7 @@ def say(text: str, label: str = "error") -> None:
         console.print(Text(f"{label}: {text}"), soft_wrap=True)
         return
     first, *rest = text.split("\n")
-    console.print(Text(f"{label}: ", style="bold red") + Text(first))
+    console.print(Text.assemble((f"{label}: ", "bold red"), first))
     for line in rest:
         indent = len(line) - len(line.lstrip())
         console.print(Padding(Text(line.lstrip()), (0, 0, 0, indent)))

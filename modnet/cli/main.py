@@ -4,11 +4,11 @@ codes.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import click
 import typer
 
 from modnet.cli import (
@@ -53,6 +53,10 @@ for _name, _command in COMMANDS:
 app.command("eval", hidden=True)(evaluate.evaluate)
 
 
+# typer brings its own click, or uses the installed one: what is the base of its usage errors?
+USAGE_ERROR = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 def _version(asked: bool) -> None:
     if asked:
         import modnet
@@ -72,14 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit code: 0 done, 1 the run failed, 2 the request was wrong, 130
     interrupted.
     """
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some takes 15 ms
     try:
         done: Any = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
         return done if isinstance(done, int) else 0
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except USAGE_ERROR as error:
         return report_usage(error)
-    except (Exception, KeyboardInterrupt, click.Abort) as error:
+    except (Exception, KeyboardInterrupt) as error:
         return report(error)
 
 

@@ -1,4 +1,4 @@
-"""``modnet validate``: are these recipes right?"""
+"""``modnet validate``: whether recipes are right."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -115,22 +115,28 @@ def _areas(many: int, few: int) -> Tensor:
     return overlap.clamp(min=0).double()
 
 
-CORRUPTIONS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    f.__name__: f
-    for f in (
-        gaussian_noise,
-        shot_noise,
-        impulse_noise,
-        defocus_blur,
-        glass_blur,
-        motion_blur,
-        zoom_blur,
-        snow,
-        fog,
-        brightness,
-        contrast,
-        elastic_transform,
-        pixelate,
-        jpeg_compression,
-    )
-}
+class Corruption(Protocol):
+    """A kind of corruption: uint8 images (B, C, H, W) and ids (B,) to uint8 images as large."""
+
+    __name__: str
+
+    def __call__(self, images: Tensor, ids: Tensor, severity: int) -> Tensor: ...
+
+
+_KINDS: tuple[Corruption, ...] = (
+    gaussian_noise,
+    shot_noise,
+    impulse_noise,
+    defocus_blur,
+    glass_blur,
+    motion_blur,
+    zoom_blur,
+    snow,
+    fog,
+    brightness,
+    contrast,
+    elastic_transform,
+    pixelate,
+    jpeg_compression,
+)
+CORRUPTIONS: dict[str, Corruption] = {kind.__name__: kind for kind in _KINDS}

@@ -67,11 +67,13 @@ def listed(root: Path, name: str) -> Listing:
         raise RequestError(f"data {name!r}: there is no folder {root}. Give path: a folder with one folder a class.")
     if not (root / "train").is_dir():
         classes, files = _class_files(root, name)
+        _several(classes, root, name)
         train, test = held_out(torch.tensor([y for _, y in files]), len(classes), seed=_TEST_SEED)
         return Listing(classes, tuple(files[i] for i in train), tuple(files[i] for i in test))
     if not (root / "test").is_dir():
         raise RequestError(f"data {name!r}: {root} has a folder train but none called test beside it.")
     classes, train_files = _class_files(root / "train", name)
+    _several(classes, root / "train", name)
     test_classes, test_files = _class_files(root / "test", name)
     unknown = [c for c in test_classes if c not in classes]
     if unknown:
@@ -87,7 +89,7 @@ def _class_files(root: Path, name: str) -> tuple[tuple[str, ...], list[tuple[Pat
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise RequestError(f"data {name!r}: {root} has no folders; it needs one folder of images for each class.")
-    files = []
+    files: list[tuple[Path, int]] = []
     for number, folder in enumerate(folders):
         images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not images:
@@ -95,6 +97,13 @@ def _class_files(root: Path, name: str) -> tuple[tuple[str, ...], list[tuple[Pat
             raise RequestError(f"data {name!r}: the class folder {folder} has no images ({kinds}).")
         files += [(path, number) for path in images]
     return tuple(f.name for f in folders), files
+
+
+def _several(classes: tuple[str, ...], root: Path, name: str) -> None:
+    if len(classes) < 2:
+        raise RequestError(
+            f"data {name!r}: {root} has only one class, {classes[0]!r}; it takes two or more to tell apart."
+        )
 
 
 def _fingerprint(listing: Listing) -> str:

@@ -133,6 +133,7 @@ class FolderSplit(Split):
             batch_sampler=[rows.tolist() for rows in batches],
             num_workers=min(self.workers, len(batches)),
             collate_fn=_stacked,
+            generator=torch.Generator(),  # it would draw a seed from the global one, and change it
         )
         for images, wrong in loader:
             if wrong:

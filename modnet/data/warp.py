@@ -7,10 +7,10 @@ in steps of 1/256.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ONE = 1 << 16  # one pixel
-_STEP = 1 << 8  # one step of a weight, and the number of steps
 
 
 def resampled(images: Tensor, down: Tensor, right: Tensor, edge: bool = False) -> Tensor:
@@ -18,19 +18,22 @@ def resampled(images: Tensor, down: Tensor, right: Tensor, edge: bool = False) -
 
     Outside is black, or with ``edge`` the nearest pixel of the border.
     """
-    (height, width), flat = images.shape[2:], images.flatten(2).to(torch.int32)
-    top, left = down >> 16, right >> 16
-    low, aside = ((v & (ONE - 1)) // _STEP for v in (down, right))
-    total = torch.zeros(1, dtype=torch.int32, device=images.device)
-    for rows, weight_down in ((top, _STEP - low), (top + 1, low)):
-        for columns, weight_right in ((left, _STEP - aside), (left + 1, aside)):
-            weight = weight_down * weight_right
-            if not edge:
-                weight = weight * ((rows >= 0) & (rows < height) & (columns >= 0) & (columns < width))
-            place = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-            values = flat.gather(2, place.flatten(1)[:, None].expand(-1, flat.shape[1], -1))
-            total = total + values * weight.flatten(1)[:, None].to(torch.int32)
-    return ((total + ONE // 2) >> 16).to(torch.uint8).view(*images.shape[:2], *down.shape[1:])
+    (height, width), channels = images.shape[2:], images.shape[1]
+    out = 0 if edge else 1  # how far beyond the border a position may lie, where all is black
+    down = down.clamp(-out * ONE, (height - 1 + out) * ONE)
+    right = right.clamp(-out * ONE, (width - 1 + out) * ONE)
+    framed = F.pad(images, (1, 2, 1, 2)).to(torch.int32).flatten(2)
+    first = ((down >> 16) + 1) * (width + 3) + ((right >> 16) + 1)
+    below, beside = (((v >> 8) & 255).to(torch.int32).flatten(1)[:, None] for v in (down, right))
+
+    def row(place: Tensor) -> Tensor:
+        place = place.flatten(1)[:, None].expand(-1, channels, -1)
+        left = framed.gather(2, place)
+        return (left << 8).add_(framed.gather(2, place + 1).sub_(left).mul_(beside))
+
+    upper = row(first)
+    total = (upper << 8).add_(row(first + width + 3).sub_(upper).mul_(below))
+    return (total.add_(ONE // 2) >> 16).to(torch.uint8).view(*images.shape[:2], *down.shape[1:])
 
 
 def affine(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -81,26 +81,18 @@ class Checkpoints:
     @property
     def remedy(self) -> str:
         """What a user does about a damaged checkpoint."""
-        return (
-            f"delete {self.path} and run the same command again to train this stage from its start"
-        )
+        return f"delete {self.path} and run the same command again to train this stage from its start"
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint; raises RunFailed on a full disk, the old one still there."""
         with atomic_folder(self.path) as folder:
             hashes = {
-                "weights.safetensors": save_tensors(
-                    folder / "weights.safetensors", checkpoint.weights
-                ),
-                "optimizer.safetensors": save_tensors(
-                    folder / "optimizer.safetensors", checkpoint.optimizer
-                ),
+                "weights.safetensors": save_tensors(folder / "weights.safetensors", checkpoint.weights),
+                "optimizer.safetensors": save_tensors(folder / "optimizer.safetensors", checkpoint.optimizer),
             }
             for track, tensors in checkpoint.best.items():
                 name = best_name(track)
-                hashes[name] = self._save_best(
-                    folder / name, track, checkpoint.progress.best[track], tensors
-                )
+                hashes[name] = self._save_best(folder / name, track, checkpoint.progress.best[track], tensors)
             body = {"format": FORMAT, "files": hashes, "progress": asdict(checkpoint.progress)}
             atomic_write_json(folder / "state.json", {**body, "sha256": canonical_sha256(body)})
         self._written_best = {track: best.epoch for track, best in checkpoint.progress.best.items()}
@@ -137,9 +129,7 @@ def read(folder: Path, remedy: str) -> Checkpoint:
     state = read_json(path, remedy)
     body = {k: v for k, v in state.items() if k != "sha256"} if isinstance(state, dict) else None
     if body is None or state.get("sha256") != canonical_sha256(body):
-        raise RunFailed(
-            f"{path} is damaged or was changed (its own SHA-256 does not fit); {remedy}"
-        )
+        raise RunFailed(f"{path} is damaged or was changed (its own SHA-256 does not fit); {remedy}")
     if body["format"] != FORMAT:
         raise RunFailed(f"{path} has format {body['format']}, this modnet reads {FORMAT}; {remedy}")
     progress = _progress(body["progress"])
@@ -149,9 +139,7 @@ def read(folder: Path, remedy: str) -> Checkpoint:
         return load_tensors(folder / name, files[name], remedy)
 
     best = {track: tensors(best_name(track)) for track in progress.best}
-    return Checkpoint(
-        progress, tensors("weights.safetensors"), tensors("optimizer.safetensors"), best
-    )
+    return Checkpoint(progress, tensors("weights.safetensors"), tensors("optimizer.safetensors"), best)
 
 
 def _progress(body: Mapping[str, Any]) -> Progress:

@@ -24,9 +24,7 @@ class Choice:
     reason: str
 
 
-def choose(
-    folder: Path, settings: TrainingStage, device: torch.device
-) -> tuple[dict[str, Choice], bool]:
+def choose(folder: Path, settings: TrainingStage, device: torch.device) -> tuple[dict[str, Choice], bool]:
     """The choices of a stage folder, and whether they are those of an earlier start; threads are set accordingly.
 
     Raises RunFailed if the stored choices cannot be read.
@@ -78,9 +76,7 @@ def _dtype(settings: TrainingStage, device: torch.device) -> Choice:
 
 def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> str:
     """What the user is told, with a warning if the run now goes on on another kind of device."""
-    listing = ", ".join(
-        f"{name} {choice.value} ({choice.reason})" for name, choice in choices.items()
-    )
+    listing = ", ".join(f"{name} {choice.value} ({choice.reason})" for name, choice in choices.items())
     told = f"{'kept from the first start' if stored else 'chosen'}: {listing}"
     if choices["device"].value != device.type:
         told += f"; now on {device.type}, so that the last bits differ from a run that was not moved"

@@ -79,9 +79,7 @@ class TensorBoard:
         self._writer.close()
 
 
-def sheet(
-    x: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, most: int = 32
-) -> Tensor | None:
+def sheet(x: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, most: int = 32) -> Tensor | None:
     """The first images of a normalised batch in [0, 1] for display; None if these are no images."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         return None

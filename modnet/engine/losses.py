@@ -32,9 +32,7 @@ def base_loss(batch: Batch, logits: Tensor, smoothing: float = 0.0) -> Tensor:
     return F.cross_entropy(logits.float(), batch.y, label_smoothing=smoothing)
 
 
-def kd_term(
-    student: Tensor, teacher: Tensor, tau: float = 1.0, kind: Kind = "soft", norm: Norm = "numel"
-) -> Tensor:
+def kd_term(student: Tensor, teacher: Tensor, tau: float = 1.0, kind: Kind = "soft", norm: Norm = "numel") -> Tensor:
     """The teacher's part of a distillation loss, from logits (B, classes) of both; the teacher gets
     no gradient.
 

@@ -46,11 +46,7 @@ def newton_schulz(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 def rate_factor(rows: int, columns: int, rule: str) -> float:
     """What a matrix's learning rate is multiplied by: Jordan's ``original`` or Moonshot's ``match_rms_adamw``."""
-    return (
-        math.sqrt(max(1.0, rows / columns))
-        if rule == "original"
-        else 0.2 * math.sqrt(max(rows, columns))
-    )
+    return math.sqrt(max(1.0, rows / columns)) if rule == "original" else 0.2 * math.sqrt(max(rows, columns))
 
 
 class _Stack:
@@ -76,11 +72,7 @@ class _Stack:
         missing = [u for u, p in zip(self.update_views, self.params, strict=True) if p.grad is None]
         if missing:
             torch._foreach_zero_(missing)
-        pairs = [
-            (u, p.grad)
-            for u, p in zip(self.update_views, self.params, strict=True)
-            if p.grad is not None
-        ]
+        pairs = [(u, p.grad) for u, p in zip(self.update_views, self.params, strict=True) if p.grad is not None]
         if pairs:
             torch._foreach_copy_([u for u, _ in pairs], [g for _, g in pairs])
 
@@ -92,9 +84,7 @@ class Muon(torch.optim.Optimizer):
     The momentum of a parameter is a view into its shape's stack, so that its state reads like any optimizer's.
     """
 
-    def __init__(
-        self, matrices: Mapping[nn.Parameter, int], others: list[dict[str, Any]], params: MuonParams
-    ) -> None:
+    def __init__(self, matrices: Mapping[nn.Parameter, int], others: list[dict[str, Any]], params: MuonParams) -> None:
         groups: list[dict[str, Any]] = [
             {
                 "params": list(matrices),
@@ -132,11 +122,7 @@ class Muon(torch.optim.Optimizer):
         lr, settings = group["lr"], self.settings
         stack.gather()
         stack.momentum.lerp_(stack.update, 1 - settings.momentum)
-        direction = (
-            stack.update.lerp_(stack.momentum, settings.momentum)
-            if settings.nesterov
-            else stack.momentum
-        )
+        direction = stack.update.lerp_(stack.momentum, settings.momentum) if settings.nesterov else stack.momentum
         stack.update.copy_(newton_schulz(direction, settings.ns_steps, self.dtype))
         if settings.weight_decay:
             torch._foreach_mul_(stack.params, 1 - lr * group["weight_decay"])
@@ -149,9 +135,7 @@ def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack]:
     for param, count in matrices.items():
         rows, rest = divmod(param.numel(), count * param.shape[-1])
         if param.ndim < 2 or rest or not rows:
-            raise ValueError(
-                f"a parameter of shape {tuple(param.shape)} does not hold {count} equal matrices"
-            )
+            raise ValueError(f"a parameter of shape {tuple(param.shape)} does not hold {count} equal matrices")
         by_shape[rows, param.shape[-1], param.dtype, param.device].append((param, count))
     return [_Stack(entries) for entries in by_shape.values()]
 

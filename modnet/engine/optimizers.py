@@ -26,9 +26,7 @@ def trainable(chain: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in chain.named_parameters() if p.requires_grad}
 
 
-def groups(
-    named: Mapping[str, nn.Parameter], lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
+def groups(named: Mapping[str, nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """One group with weight decay and one without, each with the ``base_lr`` that a schedule multiplies."""
     decayed = [p for name, p in named.items() if decays(name, p)]
     rest = [p for name, p in named.items() if not decays(name, p)]
@@ -48,9 +46,7 @@ def adamw(params: training.AdamW, chain: Chain) -> torch.optim.Optimizer:
 def sgd(params: training.SGD, chain: Chain) -> torch.optim.Optimizer:
     """Fused SGD with momentum over what is trainable in a chain."""
     made = groups(trainable(chain), params.lr, params.weight_decay)
-    return torch.optim.SGD(
-        made, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov, fused=True
-    )
+    return torch.optim.SGD(made, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov, fused=True)
 
 
 def muon(params: training.Muon, chain: Chain) -> torch.optim.Optimizer:
@@ -81,9 +77,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, chain: nn.Module) -> dict[st
 
 
 @torch.no_grad()
-def load_state_tensors(
-    optimizer: torch.optim.Optimizer, chain: nn.Module, tensors: Mapping[str, Tensor]
-) -> list[str]:
+def load_state_tensors(optimizer: torch.optim.Optimizer, chain: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     """Put back what :func:`state_tensors` gave; the parameters whose state does not fit are returned, left as they are.
 
     Existing tensors are written in place (Muon's are views into stacks); others are created.

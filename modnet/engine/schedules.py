@@ -22,9 +22,7 @@ def warmup_steps(length: int | str, total_steps: int, steps_per_epoch: int) -> i
     return min(steps, total_steps)
 
 
-def _by_step(
-    params: Schedule, total_steps: int, steps_per_epoch: int, base_lr: float, shape: Shape
-) -> Rate:
+def _by_step(params: Schedule, total_steps: int, steps_per_epoch: int, base_lr: float, shape: Shape) -> Rate:
     """Warm-up, then ``shape`` (1 at progress 0, 0 at progress 1) between the base rate and the floor.
 
     The last warm-up step and the first step after it run at the full rate, so that no step is spent at rate zero
@@ -44,9 +42,7 @@ def _by_step(
 
 def cosine(params: Schedule, total_steps: int, steps_per_epoch: int, base_lr: float) -> Rate:
     """Half a cosine from the base rate to the floor (Loshchilov and Hutter 2017, without restarts)."""
-    return _by_step(
-        params, total_steps, steps_per_epoch, base_lr, lambda t: (1 + math.cos(math.pi * t)) / 2
-    )
+    return _by_step(params, total_steps, steps_per_epoch, base_lr, lambda t: (1 + math.cos(math.pi * t)) / 2)
 
 
 def linear(params: Schedule, total_steps: int, steps_per_epoch: int, base_lr: float) -> Rate:
@@ -69,14 +65,10 @@ def epochwise_lr(epoch: int, lr: float, params: EpochwiseCosine, epochs: int) ->
     t = max(epoch - 1, 0) if params.quirk_lag else epoch
     if t < params.warmup_epochs:
         return params.warmup_lr + t * (lr - params.warmup_lr) / params.warmup_epochs
-    return (
-        params.min_lr + (lr - params.min_lr) * (1 + math.cos(math.pi * min(t, epochs) / epochs)) / 2
-    )
+    return params.min_lr + (lr - params.min_lr) * (1 + math.cos(math.pi * min(t, epochs) / epochs)) / 2
 
 
-def cosine_epochwise(
-    params: EpochwiseCosine, total_steps: int, steps_per_epoch: int, base_lr: float
-) -> Rate:
+def cosine_epochwise(params: EpochwiseCosine, total_steps: int, steps_per_epoch: int, base_lr: float) -> Rate:
     """:func:`epochwise_lr` by step: constant within an epoch."""
     epochs = max(1, total_steps // steps_per_epoch)
     return lambda step: epochwise_lr(step // steps_per_epoch, base_lr, params, epochs)

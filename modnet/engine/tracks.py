@@ -39,8 +39,7 @@ class LiveTrack:
         self.optimizer_name = _name(track.optimizer)
         schedule = SCHEDULES.get(_name(track.schedule)).resolve()
         self._rates = [
-            schedule(track.schedule, total, per_epoch, group["base_lr"])
-            for group in self.optimizer.param_groups
+            schedule(track.schedule, total, per_epoch, group["base_lr"]) for group in self.optimizer.param_groups
         ]
         self.average = [p.detach().clone() for p in self.params] if self.decay is not None else None
         self.best: Tensors = {}
@@ -109,12 +108,8 @@ class LiveTrack:
         """Put tensors back where name and shape fit; the names that did not, on either side, are returned."""
         own = self.chain.state_dict()
         if self.average is not None:
-            own |= {
-                f"ema:{name}": tensor for name, tensor in zip(self.named, self.average, strict=True)
-            }
-        fitting = [
-            name for name in own if name in weights and own[name].shape == weights[name].shape
-        ]
+            own |= {f"ema:{name}": tensor for name, tensor in zip(self.named, self.average, strict=True)}
+        fitting = [name for name in own if name in weights and own[name].shape == weights[name].shape]
         for name in fitting:
             own[name].copy_(weights[name])
         left = sorted((own.keys() | weights.keys()) - set(fitting))
@@ -127,6 +122,7 @@ class LiveTrack:
             torch._foreach_copy_(self.average, [p.detach() for p in self.params])
         return [name for name in left if not name.startswith("ema:")]
 
+    @torch.no_grad()
     def finite(self) -> Tensor:
         """Whether all weights are finite numbers: a bool tensor without dimensions."""
         return torch.stack(torch._foreach_norm(self.params)).isfinite().all()
@@ -148,11 +144,7 @@ def better(metrics: Metrics, score: str, best: Best | None) -> bool:
             f"validation gave no metric {score!r}, by which the best weights are chosen; "
             f"it gave {', '.join(metrics) or 'none'}"
         )
-    return (
-        best is None
-        or metrics[score] > best.score
-        or (math.isnan(best.score) and not math.isnan(metrics[score]))
-    )
+    return best is None or metrics[score] > best.score or (math.isnan(best.score) and not math.isnan(metrics[score]))
 
 
 def check_partition(job: Job) -> str:
@@ -166,30 +158,20 @@ def check_partition(job: Job) -> str:
     lines = []
     for track in job.tracks:
         if not re.fullmatch(r"[\w.:-]+", track.name):
-            raise ValueError(
-                f"track name {track.name!r}: letters, digits and . : - _ only, as it names files"
-            )
+            raise ValueError(f"track name {track.name!r}: letters, digits and . : - _ only, as it names files")
         named = trainable(track.chain)
         for name, p in named.items():
             if id(p) in owner:
-                raise ValueError(
-                    f"{name} of track {track.name} also belongs to track {owner[id(p)]}"
-                )
+                raise ValueError(f"{name} of track {track.name} also belongs to track {owner[id(p)]}")
             if id(p) not in reachable:
-                raise ValueError(
-                    f"{name} of track {track.name} is no trainable parameter of the objective"
-                )
+                raise ValueError(f"{name} of track {track.name} is no trainable parameter of the objective")
             owner[id(p)] = track.name
         if not named:
             raise ValueError(f"track {track.name} has no trainable parameter")
-        lines.append(
-            f"{track.name}: {len(named)} tensors, {sum(p.numel() for p in named.values()):,} parameters"
-        )
+        lines.append(f"{track.name}: {len(named)} tensors, {sum(p.numel() for p in named.values()):,} parameters")
     loose = [name for key, name in reachable.items() if key not in owner]
     if loose:
-        raise ValueError(
-            f"no track trains {', '.join(loose[:5])}{' ...' if len(loose) > 5 else ''}"
-        )
+        raise ValueError(f"no track trains {', '.join(loose[:5])}{' ...' if len(loose) > 5 else ''}")
     return f"trains {'; '.join(lines)}; frozen: {frozen:,} parameters"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modnet.chain import Pass
 from modnet.engine.batch import Batch
@@ -28,6 +28,7 @@ from modnet.engine.checkpoint import (
     read,
 )
 from modnet.engine.choices import Choice, choose, describe
+from modnet.engine.compiling import compiled
 from modnet.engine.interrupts import Interrupts
 from modnet.engine.job import Job
 from modnet.engine.muon import Muon
@@ -43,7 +44,7 @@ LOGS_PER_EPOCH = 4
 
 
 def train(job: Job, folder: Path, reporter: Reporter) -> Outcome:
-    """Train ``job``, or finish it from its checkpoint under ``folder``; afterwards the chains hold the selected weights.
+    """Train ``job``, going on from its checkpoint under ``folder``; then the chains hold the selected weights.
 
     Raises Interrupted after Ctrl-C (state saved), RunFailed on numbers that are not finite, a damaged checkpoint or
     a full disk, ValueError if the tracks are not exactly what the objective trains.
@@ -80,9 +81,8 @@ class _Loop:
 
     def _obey(self, choices: dict[str, Choice]) -> None:
         self.autocast = choices["dtype"].value == "bf16"
-        self.objective: nn.Module = self.job.objective
-        if choices["compile"].value:
-            self.objective = torch.compile(self.objective)  # type: ignore[assignment]
+        compiles = bool(choices["compile"].value)
+        self.objective = compiled(self.job.objective) if compiles else self.job.objective
         for track in self.tracks:
             if isinstance(track.optimizer, Muon):
                 track.optimizer.dtype = getattr(torch, choices["newton_schulz"].value)
@@ -119,9 +119,7 @@ class _Loop:
         self.progress = found.progress
         self.losses.copy_(torch.tensor(found.progress.pending or [0.0] * len(self.tracks)))
         for track in self.tracks:
-            left = track.load(
-                for_track(found.weights, track.name), for_track(found.optimizer, track.name)
-            )
+            left = track.load(for_track(found.weights, track.name), for_track(found.optimizer, track.name))
             if left:
                 raise RunFailed(
                     f"the checkpoint {self.checkpoints.path} is of another network than track {track.name}: "
@@ -148,9 +146,7 @@ class _Loop:
                 + ("" if same else ", without its optimizer state (another optimizer)")
             )
             if left:
-                self.reporter.say(
-                    f"not taken over, as name or shape differ: {', '.join(sorted(set(left)))}"
-                )
+                self.reporter.say(f"not taken over, as name or shape differ: {', '.join(sorted(set(left)))}")
 
     # The loop
 
@@ -216,9 +212,7 @@ class _Loop:
         self.bad = torch.where((self.bad < 0) & ~total.isfinite(), step, self.bad)
 
     def _gradient_norms(self) -> dict[str, Tensor]:
-        return {
-            name: norm for track in self.tracks for name, norm in track.gradient_norms().items()
-        }
+        return {name: norm for track in self.tracks for name, norm in track.gradient_norms().items()}
 
     def _log(self, norms: dict[str, Tensor]) -> None:
         self._check_finite()
@@ -238,16 +232,8 @@ class _Loop:
         for track, bad in zip(self.tracks, self.bad.tolist(), strict=True):
             if bad < 0 and bool(track.finite()):
                 continue
-            where = (
-                f"the loss at step {bad + 1}"
-                if bad >= 0
-                else f"a weight after step {self.progress.step}"
-            )
-            kept = (
-                f"The last good checkpoint is {self.checkpoints.path}. "
-                if self.saved_step >= 0
-                else ""
-            )
+            where = f"the loss at step {bad + 1}" if bad >= 0 else f"a weight after step {self.progress.step}"
+            kept = f"The last good checkpoint is {self.checkpoints.path}. " if self.saved_step >= 0 else ""
             raise RunFailed(
                 f"{where} of track {track.name} is not a finite number (learning rate {track.lr:.3g}). {kept}"
                 f"Try a smaller learning rate (optimizer.lr={track.lr / 3:.2g}), a longer schedule.warmup, "
@@ -296,9 +282,7 @@ class _Loop:
         self.progress.pending = self.losses.tolist()
         self.progress.log_offset = self.reporter.sync()
         weights = {k: v for t in self.tracks for k, v in prefixed(t.weights(), t.name).items()}
-        state = {
-            k: v for t in self.tracks for k, v in prefixed(t.optimizer_state(), t.name).items()
-        }
+        state = {k: v for t in self.tracks for k, v in prefixed(t.optimizer_state(), t.name).items()}
         best = {track.name: track.best for track in self.tracks if track.best}
         self.checkpoints.save(Checkpoint(self.progress, weights, state, best))
         self.saved_at, self.saved_step = time.monotonic(), self.progress.step

@@ -67,9 +67,7 @@ def evaluating(chain: Chain) -> Iterator[None]:
             module.training = mode
 
 
-def logits_of(
-    chain: Chain, images: Images, dataset: Normaliser, batch: int = 512
-) -> Iterator[tuple[Tensor, Tensor]]:
+def logits_of(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (b, classes) float32 and labels (b,) of each batch in order, on the chain's device."""
     example = next(chain.parameters(), None)
     device = torch.device("cpu") if example is None else example.device

@@ -73,7 +73,7 @@ def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> T
 
 
 def _counter() -> FlopCounterMode:
-    """Torch's counter with formulas for attention and grouped products, which it knows on CUDA."""
+    """Torch's counter, with formulas for kernels that it misses or counts by how they compute."""
     aten = torch.ops.aten
     own = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
@@ -85,9 +85,7 @@ def _counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=own)
 
 
-def _attention_flops(
-    q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any
-) -> int:
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
     """Two products a head: scores (q, k) and mixing (scores, v)."""
     batch, heads, queries, width = q
     keys, out = k[-2], v[-1]

@@ -12,9 +12,7 @@ from modnet.evaluation.accuracy import evaluating
 from modnet.evaluation.cost import example
 
 
-def throughput(
-    chain: Chain, port: Port, batch: int = 128, repeats: int = 5, warmup: int = 1
-) -> float:
+def throughput(chain: Chain, port: Port, batch: int = 128, repeats: int = 5, warmup: int = 1) -> float:
     """Images per second of the forward pass in evaluation mode: the median over ``repeats``
     batches.
 

@@ -80,22 +80,16 @@ def flattened(stages: Sequence[Mapping[str, Tensor]]) -> State:
 
 def doubled(stages: Sequence[Mapping[str, Tensor]]) -> State:
     """Every tensor twice, as the published ``model`` holds it."""
-    staged = {
-        f"stages.{k}.{name}": t for k, stage in enumerate(stages) for name, t in stage.items()
-    }
+    staged = {f"stages.{k}.{name}": t for k, stage in enumerate(stages) for name, t in stage.items()}
     return {**flattened(stages), **staged}
 
 
-def check_copies(
-    stages: Sequence[Mapping[str, Tensor]], model: Mapping[str, Tensor], source: str
-) -> None:
+def check_copies(stages: Sequence[Mapping[str, Tensor]], model: Mapping[str, Tensor], source: str) -> None:
     """Raise RequestError naming every tensor of ``model`` that is absent from, or differs from, the
     stages.
     """
     expected = doubled(stages)
-    present = {
-        kind: [n for n in model if n.startswith("stages.") == kind] for kind in (True, False)
-    }
+    present = {kind: [n for n in model if n.startswith("stages.") == kind] for kind in (True, False)}
     odd = sorted(model.keys() - expected.keys())
     odd += [n for n in model if n in expected and not torch.equal(model[n], expected[n])]
     for kind, names in present.items():
@@ -150,9 +144,7 @@ def architecture(
     flat = flattened(stages)
     absent = {"patch_embed.proj.weight", "pos_embed", "cls_token", "head.weight"} - flat.keys()
     if absent:
-        raise RequestError(
-            f"these modules are no whole network: {', '.join(sorted(absent))} missing"
-        )
+        raise RequestError(f"these modules are no whole network: {', '.join(sorted(absent))} missing")
     width, channels, patch, _ = flat["patch_embed.proj.weight"].shape
     biased = "blocks.0.attn.qkv.bias" in flat
     side = round((flat["pos_embed"].shape[1] - 1) ** 0.5)
@@ -169,9 +161,7 @@ def architecture(
     return params, port, flat["head.weight"].shape[0]
 
 
-def chain_of(
-    stages: Sequence[Mapping[str, Tensor]], heads: int | None = None, norm_eps: float | None = None
-) -> Chain:
+def chain_of(stages: Sequence[Mapping[str, Tensor]], heads: int | None = None, norm_eps: float | None = None) -> Chain:
     """The network of a checkpoint's modules, built and loaded; see :func:`architecture`."""
     chain = vit(*architecture(stages, heads, norm_eps))
     load_stages(chain, stages, "the checkpoint")

@@ -61,9 +61,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = content[name]
     odd = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
-        raise RequestError(
-            f"{path} is no flat state dict: {', '.join(map(str, odd))} are no tensors"
-        )
+        raise RequestError(f"{path} is no flat state dict: {', '.join(map(str, odd))} are no tensors")
     return content
 
 

@@ -41,8 +41,7 @@ def read_teacher_module(path: Path) -> TeacherModule:
     state = dict(content["block_state_dict"])
     if depth_of(state) != depths[index]:
         raise RequestError(
-            f"{path} says that module {index} has {depths[index]} blocks, but it holds "
-            f"{depth_of(state)}"
+            f"{path} says that module {index} has {depths[index]} blocks, but it holds {depth_of(state)}"
         )
     return TeacherModule(str(content["model_name"]), index, depths, state)
 

@@ -24,9 +24,7 @@ def load_flat(
 
     The patterns allow names to be absent or left over; all else raises RequestError naming it.
     """
-    return load_published(
-        chain, state, source, allow_missing=allow_missing, allow_unexpected=allow_unexpected
-    )
+    return load_published(chain, state, source, allow_missing=allow_missing, allow_unexpected=allow_unexpected)
 
 
 def read_flat(chain: Chain, path: Path) -> Loaded:

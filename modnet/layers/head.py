@@ -31,9 +31,7 @@ class Head(Module):
     ) -> None:
         super().__init__()
         if pool == "token" and prefix == 0:
-            raise RequestError(
-                "pool: token needs a class token; use pool: mean for a stem without one"
-            )
+            raise RequestError("pool: token needs a class token; use pool: mean for a stem without one")
         self.takes = Port.of("tokens", width=width, prefix=prefix, grid=grid)
         self.gives = Port.of("logits", classes=classes, per="image")
         self.pool, self.prefix = pool, prefix
@@ -42,9 +40,7 @@ class Head(Module):
         initialise_linears(self)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        if self.pool == "token":
-            pooled = self.norm(x[:, 0])  # the norm acts on each token alone, so one is enough
-        else:
-            pooled = self.norm(x[:, self.prefix :]).mean(dim=1)
-        logits: Tensor = self.head(pooled)
+        # The norm acts on each token alone, so only those that are pooled need it.
+        used = x[:, :1] if self.pool == "token" else x[:, self.prefix :]
+        logits: Tensor = self.head(self.norm(used).mean(dim=1))
         return logits

@@ -63,9 +63,7 @@ class _Stem(Module):
     role = "stem"
     embed: type[nn.Module] = PatchEmbed
 
-    def __init__(
-        self, channels: int, size: int, width: int, patch: int, token: bool = True
-    ) -> None:
+    def __init__(self, channels: int, size: int, width: int, patch: int, token: bool = True) -> None:
         super().__init__()
         side = _grid_side(size, patch)
         prefix = int(token)

@@ -124,9 +124,7 @@ def stitch_between(kind: str, takes: Port, gives: Port) -> Module:
     return STITCHES[kind](takes["width"], gives["width"], prefix, grid)
 
 
-def least_squares(
-    x: Tensor, y: Tensor, method: Literal["lstsq", "pinv"] = "lstsq"
-) -> tuple[Tensor, Tensor]:
+def least_squares(x: Tensor, y: Tensor, method: Literal["lstsq", "pinv"] = "lstsq") -> tuple[Tensor, Tensor]:
     """Weight (out, in) and bias (out) of the affine map that brings ``x`` closest to ``y`` in
     squared error.
 

@@ -135,9 +135,7 @@ class TimmStem(_Part):
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         tokens: Tensor = self.patch_embed(x)
-        prefix = [
-            t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None
-        ]
+        prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.late_tokens and self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         tokens = torch.cat([*prefix, tokens], dim=1) if prefix else tokens
@@ -158,9 +156,7 @@ class TimmBlock(_Part):
     mlp: nn.Module
     ls2: nn.Module
 
-    def __init__(
-        self, name: str, channels: int, size: int, index: int = 0, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, name: str, channels: int, size: int, index: int = 0, drop_path: float = 0.0) -> None:
         super().__init__()
         model = skeleton(name, channels, size, 1)
         self.takes = self.gives = _tokens(model)

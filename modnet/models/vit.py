@@ -49,9 +49,7 @@ def image_size(port: Port) -> tuple[int, int]:
     of port.
     """
     if port.kind != "image" or port["size"] is None or port["channels"] is None:
-        raise RequestError(
-            f"this model takes images of a known size and number of channels, not {port}"
-        )
+        raise RequestError(f"this model takes images of a known size and number of channels, not {port}")
     return port["size"], port["channels"]
 
 

@@ -73,11 +73,7 @@ class Checker:
 
     def role(self, key: str, name: str | None) -> Role | None:
         model = network_of(name, self.recipe) if name else None
-        return (
-            Role(key, model, self.recipe.models[model])
-            if model in self.recipe.models and model
-            else None
-        )
+        return Role(key, model, self.recipe.models[model]) if model in self.recipe.models and model else None
 
     def say(self, path: Path, message: str, *, key: bool = False) -> None:
         where = ("stages", self.name, *path)
@@ -178,7 +174,9 @@ def _distill(checker: Checker, stage: Distill) -> None:
 
 
 def _facts(source: Source) -> dict[str, Any]:
-    """What is known of a source without loading it: its entry's facts, and what its parameters say."""
+    """What is known of a source without loading it: its entry's facts, and what its parameters
+    say.
+    """
     stated = {key: getattr(source, key) for key in ("size", "channels") if hasattr(source, key)}
     return {**DATA.get(source.name).facts, **stated}
 

@@ -21,9 +21,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NULL = re.compile(r"~|null|Null|NULL|")
 BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 INT = re.compile(r"[-+]?[0-9][0-9_]*")
-FLOAT = re.compile(
-    r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.nan|\.NaN|\.NAN"
-)
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.nan|\.NaN|\.NAN")
 
 
 def scalar(text: str) -> Any:
@@ -90,9 +88,7 @@ def read(text: str, name: str) -> Document:
     if value is None:
         value = {}
     if not isinstance(value, dict):
-        raise RequestError(
-            f"{name}: a recipe is a mapping (`name: …`, `stages: …`), not {shown(value)}"
-        )
+        raise RequestError(f"{name}: a recipe is a mapping (`name: …`, `stages: …`), not {shown(value)}")
     document.data = value
     return document
 
@@ -113,9 +109,7 @@ class Reader:
             yield from yaml.parse(text, Loader=_LOADER)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            where = self.at or (
-                f"{self.name}:{mark.line + 1}:{mark.column + 1}" if mark else self.name
-            )
+            where = self.at or (f"{self.name}:{mark.line + 1}:{mark.column + 1}" if mark else self.name)
             said = ", ".join(filter(None, [error.context, error.problem]))
             raise RequestError(f"{where}: this is not YAML: {said}") from None
         except yaml.YAMLError as error:
@@ -126,9 +120,7 @@ class Reader:
         value, seen = None, False
         for event in self.events:
             if isinstance(event, yaml.DocumentStartEvent) and seen:
-                raise RequestError(
-                    f"{self._where(event)}: a recipe is one YAML document; this starts another"
-                )
+                raise RequestError(f"{self._where(event)}: a recipe is one YAML document; this starts another")
             if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent, yaml.AliasEvent)):
                 value, seen = self._value(event, self.root, self._where(event)), True
         return value
@@ -154,9 +146,7 @@ class Reader:
             self.out.problems.append(Problem(where, dotted(path), message))
         if getattr(event, "anchor", None):
             mark = "*" if isinstance(event, yaml.AliasEvent) else "&"
-            message = (
-                f"{mark}{event.anchor}: anchors and aliases are not read in recipes: use `defaults`"
-            )
+            message = f"{mark}{event.anchor}: anchors and aliases are not read in recipes: use `defaults`"
             self.out.problems.append(Problem(where, dotted(path), message))
 
     def _mapping(self, path: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Pydantic's errors in our words: where the value was written, what is wrong, what would be right."""
+"""Pydantic's errors in our words: where the value was written, what is wrong, what would be
+right.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,7 @@ def explain(document: Document, path: Path, cls: type[Params], error: Validation
         if item["type"] == "extra_forbidden":
             _unknown_key(document, where, _class_at(cls, loc[:-1]))
         elif item["type"] == "missing":
-            document.complain(
-                where, f"`{loc[-1]}:` is missing{_purpose(inside)}", key=True, quote=False
-            )
+            document.complain(where, f"`{loc[-1]}:` is missing{_purpose(inside)}", key=True, quote=False)
         else:
             if item["type"] == "unknown_name" and (*where, "name") in document.spots:
                 where = (*where, "name")
@@ -72,13 +72,7 @@ def _unknown_key(document: Document, path: Path, cls: type[Params] | None) -> No
     held = document.get(path[:-1])
     known = list(keys(cls)) if cls else _keys_of_choice(held)
     near = nearest(str(path[-1]), known)
-    hint = (
-        f"; did you mean {either(near)}?"
-        if near
-        else f"; known: {', '.join(known)}"
-        if known
-        else ""
-    )
+    hint = f"; did you mean {either(near)}?" if near else f"; known: {', '.join(known)}" if known else ""
     document.complain(path, f"there is no such key{hint}", key=True)
 
 
@@ -101,9 +95,9 @@ _WANTS = {
     "bool_type": "wants true or false",
     "tuple_type": "wants a list, such as [a, b]",
     "list_type": "wants a list, such as [a, b]",
-    "model_type": "wants a mapping, such as {key: value}",
-    "dict_type": "wants a mapping, such as {key: value}",
-    "model_attributes_type": "wants a mapping, such as {key: value}",
+    "model_type": "wants a mapping, such as {{key: value}}",
+    "dict_type": "wants a mapping, such as {{key: value}}",
+    "model_attributes_type": "wants a mapping, such as {{key: value}}",
     "finite_number": "wants a finite number",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -145,8 +139,6 @@ def _hint(kind: str, value: Any) -> str:
         return f" (write {share:g}; only lengths such as `warmup` read a percent sign)"
     if kind == "bool_type" and value.lower() in ("yes", "no", "on", "off"):
         return f": write {'true' if value.lower() in ('yes', 'on') else 'false'}"
-    if kind in ("int_type", "float_type") and re.fullmatch(
-        r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value
-    ):
+    if kind in ("int_type", "float_type") and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value):
         return ": take the quotes off"
     return ""

@@ -53,16 +53,14 @@ def pinned(recipe: Recipe) -> dict[str, bool]:
 
 
 class _Canonical:
-    """Typed parameters as plain data without names: references are replaced by what they point to."""
+    """Typed parameters as plain data without names: references are replaced by what they point
+    to.
+    """
 
-    def __init__(
-        self, recipe: Recipe, fingerprints: Mapping[str, str], keys: Mapping[str, str]
-    ) -> None:
+    def __init__(self, recipe: Recipe, fingerprints: Mapping[str, str], keys: Mapping[str, str]) -> None:
         self.recipe, self.fingerprints, self.keys = recipe, fingerprints, keys
 
-    def params(
-        self, params: Params, registry: Registry | None = None, skip: str = ""
-    ) -> dict[str, Any]:
+    def params(self, params: Params, registry: Registry | None = None, skip: str = "") -> dict[str, Any]:
         cls = type(params)
         out = {}
         for name in cls.model_fields:

@@ -1,4 +1,6 @@
-"""Reading a recipe: find, parse, override, import plug-ins, type, check, and shrink it if asked to."""
+"""Reading a recipe: find, parse, override, import plug-ins, type, check, and shrink it if asked
+to.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +62,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{path}: this is not a text file in UTF-8 (byte {error.start})"
-        ) from None
+        raise RequestError(f"{path}: this is not a text file in UTF-8 (byte {error.start})") from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}") from None
 
@@ -86,15 +86,8 @@ def _check(document: Document, parts: Parts) -> None:
 
 
 def _title(document: Document, path: Path) -> str:
-    title: Any = document.data.get(
-        "name", path.parent.name if path.name == "recipe.yaml" else path.stem
-    )
-    if (
-        not isinstance(title, str)
-        or not title
-        or any(c in title for c in "/\\\n")
-        or title in (".", "..")
-    ):
+    title: Any = document.data.get("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
+    if not isinstance(title, str) or not title or any(c in title for c in "/\\\n") or title in (".", ".."):
         document.complain(("name",), "wants a name that can be a folder's: text without slashes")
         return ""
     return title

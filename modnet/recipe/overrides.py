@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from modnet.errors import RequestError
@@ -16,16 +17,25 @@ def apply(document: Document, override: str) -> None:
     left, equals, text = override.partition("=")
     parts = left.strip().split(".")
     if not equals or not all(parts):
-        raise RequestError(
-            f"{override!r} is no override: write key.path=value, such as stages.student.epochs=3"
-        )
+        raise RequestError(f"{override!r} is no override: write key.path=value, such as stages.student.epochs=3")
     at = "on the command line"
+    _own_list(document, parts)
     path = _path(document, parts)
     for old in [spot for spot in document.spots if spot[: len(path)] == path]:
         del document.spots[old]
     value = Reader(text, "the command line", document, path, at).document()
     document.spots.setdefault(path, Spot(at, at, dotted(path)))
     _put(document, path, value, at)
+
+
+def _own_list(document: Document, parts: list[str]) -> None:
+    """Give a stage its own copy of a list of ``defaults`` before one place in it is changed."""
+    if len(parts) < 4 or parts[0] != "stages":
+        return
+    stage, shared = document.get(tuple(parts[:2])), document.get(("defaults", parts[2]))
+    if isinstance(stage, dict) and parts[2] not in stage and isinstance(shared, list):
+        stage[parts[2]] = deepcopy(shared)
+        document.copy(("defaults", parts[2]), tuple(parts[:3]))
 
 
 def _path(document: Document, parts: list[str]) -> Path:
@@ -44,15 +54,11 @@ def _put(document: Document, path: Path, value: Any, at: str) -> None:
         if below is None:
             below = {}
             document.spots.setdefault(path[:depth], Spot(at, at, dotted(path[:depth])))
-        elif isinstance(
-            below, str
-        ):  # `optimizer: muon` and optimizer.lr=0.1: a bare name becomes a mapping
+        elif isinstance(below, str):  # `optimizer: muon` and optimizer.lr=0.1: a bare name becomes a mapping
             document.spots[(*path[:depth], "name")] = document.spot(path[:depth])
             below = {"name": below}
         elif not isinstance(below, (dict, list)):
-            document.complain(
-                path[:depth], f"is no mapping, so {dotted(path)} cannot be set in it", key=True
-            )
+            document.complain(path[:depth], f"is no mapping, so {dotted(path)} cannot be set in it", key=True)
             return
         _set(document, holder, part, below, path[:depth])
         holder = below
@@ -60,17 +66,11 @@ def _put(document: Document, path: Path, value: Any, at: str) -> None:
 
 
 def _has(holder: Any, part: str | int) -> bool:
-    return (
-        (isinstance(part, int) and part < len(holder))
-        if isinstance(holder, list)
-        else part in holder
-    )
+    return (isinstance(part, int) and part < len(holder)) if isinstance(holder, list) else part in holder
 
 
 def _set(document: Document, holder: Any, part: str | int, value: Any, path: Path) -> None:
     if isinstance(holder, list) and not _has(holder, part):
-        document.complain(
-            path, f"is a place in a list of {len(holder)}: count from 0", key=True, quote=False
-        )
+        document.complain(path, f"is a place in a list of {len(holder)}: count from 0", key=True, quote=False)
         return
     holder[part] = value

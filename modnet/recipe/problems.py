@@ -42,20 +42,16 @@ class Problem:
 
     def __str__(self) -> str:
         subject = f"{self.path}: {self.value}" if self.value else self.path
-        return (
-            f"{self.where}: {subject}: {self.message}"
-            if subject
-            else f"{self.where}: {self.message}"
-        )
+        return f"{self.where}: {subject}: {self.message}" if subject else f"{self.where}: {self.message}"
 
 
 class RecipeError(RequestError):
-    """Everything that is wrong with a recipe, in one message; ``problems`` holds the single errors."""
+    """Everything that is wrong with a recipe, in one message; ``problems`` holds the single
+    errors.
+    """
 
     def __init__(self, recipe: str, problems: Iterable[Problem]) -> None:
-        self.problems = list(
-            dict.fromkeys(problems)
-        )  # a default used by five stages is reported once
+        self.problems = list(dict.fromkeys(problems))  # a default used by five stages is reported once
         count = len(self.problems)
         title = f"{recipe} has {count} errors:" if count > 1 else f"{recipe} has an error:"
         super().__init__("\n".join([title, *(f"  {problem}" for problem in self.problems)]))

@@ -41,7 +41,9 @@ class Recipe:
         return self.seed if own is None else own
 
     def sources(self) -> dict[str, Source]:
-        """Every data source that a stage reads, by the name that stage keys ask fingerprints for."""
+        """Every data source that a stage reads, by the name that stage keys ask fingerprints
+        for.
+        """
         from modnet.recipe.references import resolve_suite
 
         found = dict(self.data)

@@ -1,4 +1,6 @@
-"""What names in a recipe point to: data, models, stages, shift suites; and the order that follows."""
+"""What names in a recipe point to: data, models, stages, shift suites; and the order that
+follows.
+"""
 
 from __future__ import annotations
 
@@ -62,15 +64,9 @@ def _source(name: str, recipe: Named) -> Source | None:
         return recipe.data[name]
     if name not in DATA:
         return None
-    needs = [
-        key
-        for key, info in DATA.get(name).params.model_fields.items()
-        if info.is_required() and key != "name"
-    ]
+    needs = [key for key, info in DATA.get(name).params.model_fields.items() if info.is_required() and key != "name"]
     if needs:
-        raise RequestError(
-            f"source {name!r} needs {either(needs)}: give it a name under `data` and use that name"
-        )
+        raise RequestError(f"source {name!r} needs {either(needs)}: give it a name under `data` and use that name")
     source = DATA.read(name)
     assert isinstance(source, Source)
     return source
@@ -87,16 +83,12 @@ def in_order(document: Document, recipe: Named) -> list[str] | None:
     return order if clean else None
 
 
-def _visit(
-    name: str, trail: list[str], order: list[str], document: Document, recipe: Named
-) -> bool:
+def _visit(name: str, trail: list[str], order: list[str], document: Document, recipe: Named) -> bool:
     if name in order:
         return True
     if name in trail:
         circle = trail[trail.index(name) :]
-        if name == min(
-            circle, key=list(recipe.stages).index
-        ):  # a circle is met once from each of its stages
+        if name == min(circle, key=list(recipe.stages).index):  # a circle is met once from each of its stages
             way = " -> ".join([*circle, name])
             document.complain(
                 ("stages", name),

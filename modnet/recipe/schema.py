@@ -55,9 +55,7 @@ def _unknown_sections(document: Document) -> None:
         if key in SECTIONS:
             continue
         near = nearest(key, list(SECTIONS))
-        hint = (
-            f"; did you mean {either(near)}?" if near else f"; a recipe has {', '.join(SECTIONS)}"
-        )
+        hint = f"; did you mean {either(near)}?" if near else f"; a recipe has {', '.join(SECTIONS)}"
         if any(key in keys(cls) for cls in _stage_classes()):
             hint = f"; it belongs to stages: write defaults.{key} or stages.NAME.{key}"
         document.complain((key,), f"there is no such key at the top of a recipe{hint}", key=True)
@@ -76,9 +74,7 @@ def _section(document: Document, name: str) -> dict[str, Any]:
         return {}
     for key in found:
         if name != "defaults" and not NAME.fullmatch(key):
-            document.complain(
-                (name, key), "a name is made of letters, digits, - and _", key=True, quote=False
-            )
+            document.complain((name, key), "a name is made of letters, digits, - and _", key=True, quote=False)
     return found
 
 
@@ -90,9 +86,7 @@ def _unique(document: Document) -> None:
         for name in found if isinstance(found, dict) else ():
             if name in first:
                 where = document.spot(first[name])
-                message = (
-                    f"this name is taken by {where.path} ({where.key}); every name is used once"
-                )
+                message = f"this name is taken by {where.path} ({where.key}); every name is used once"
                 document.complain((section, name), message, key=True, quote=False)
             first.setdefault(name, (section, name))
 
@@ -131,9 +125,7 @@ def _stages(document: Document) -> dict[str, Stage]:
         try:
             out[name] = cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            document.data["stages"][name] = (
-                values  # so that errors can quote what defaults filled in
-            )
+            document.data["stages"][name] = values  # so that errors can quote what defaults filled in
             explain(document, ("stages", name), cls, error)
     _check_overridden(document, filled)
     return out
@@ -153,9 +145,7 @@ def _class_of(document: Document, path: Path, value: Any) -> type[Stage] | None:
     return None
 
 
-def _with_defaults(
-    document: Document, name: str, value: dict[str, Any], cls: type[Stage]
-) -> dict[str, Any]:
+def _with_defaults(document: Document, name: str, value: dict[str, Any], cls: type[Stage]) -> dict[str, Any]:
     """A stage with the fields that it leaves out."""
     defaults = _section(document, "defaults")
     out = dict(value)
@@ -175,9 +165,7 @@ def _with_defaults(
 def fillable(cls: type[Params]) -> list[str]:
     """The keys of a stage class that ``defaults`` may fill."""
     no = {"run", "method"}
-    return [
-        k for k in keys(cls) if k not in no and not marker(cls, attribute_of(cls, k), NoDefault)
-    ]
+    return [k for k in keys(cls) if k not in no and not marker(cls, attribute_of(cls, k), NoDefault)]
 
 
 def _named(info: FieldInfo, shared: Any) -> dict[str, Any]:
@@ -203,14 +191,10 @@ def _unused_defaults(document: Document, classes: Iterable[type[Stage]]) -> None
         hint = f"; did you mean {either(near)}?" if near else ""
         if verbs and not hint:
             hint = f"; it belongs to {either(verbs)}, of which this recipe has no stage"
-        document.complain(
-            ("defaults", key), f"no stage of this recipe has such a key{hint}", key=True
-        )
+        document.complain(("defaults", key), f"no stage of this recipe has such a key{hint}", key=True)
 
 
-def _check_overridden(
-    document: Document, filled: dict[str, tuple[type[Stage], dict[str, Any]]]
-) -> None:
+def _check_overridden(document: Document, filled: dict[str, tuple[type[Stage], dict[str, Any]]]) -> None:
     """Check the defaults that every stage overrides, which no stage has checked."""
     for key, value in _section(document, "defaults").items():
         owners = [(cls, values) for cls, values in filled.values() if key in keys(cls)]

@@ -38,16 +38,8 @@ def find_recipe(name: str | Path) -> Path:
     if word in shipped:
         return shipped[word]
     if path.is_dir():
-        raise RequestError(
-            f"{path} is a folder without a recipe.yaml, so neither a recipe nor a run"
-        )
+        raise RequestError(f"{path} is a folder without a recipe.yaml, so neither a recipe nor a run")
     ends = [known for known in shipped if known.rsplit("/", 1)[-1] == word]
     near = ends or nearest(word, list(shipped), most=3)
-    hint = (
-        f"did you mean {either(near)}?"
-        if near
-        else "`modnet ls` lists the recipes that are shipped"
-    )
-    raise RequestError(
-        f"there is no recipe {str(name)!r}, neither as a file nor among the shipped ones; {hint}"
-    )
+    hint = f"did you mean {either(near)}?" if near else "`modnet ls` lists the recipes that are shipped"
+    raise RequestError(f"there is no recipe {str(name)!r}, neither as a file nor among the shipped ones; {hint}")

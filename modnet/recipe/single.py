@@ -20,25 +20,17 @@ def single_stage(document: Document) -> None:
     if "run" not in top:
         return
     if "stages" in top:
-        document.complain(
-            ("run",), "a recipe has `run:` at the top or `stages:`, not both", key=True
-        )
+        document.complain(("run",), "a recipe has `run:` at the top or `stages:`, not both", key=True)
         return
     verb = top["run"]
-    name = next(
-        (n for n in (top.get("name"), verb) if isinstance(n, str) and NAME.fullmatch(n)), "stage"
-    )
+    name = next((n for n in (top.get("name"), verb) if isinstance(n, str) and NAME.fullmatch(n)), "stage")
     _inline_data(document)
     try:
         cls = stage_class(top)
     except UnknownName:
         cls = Stage
     fields = keys(cls)
-    stage = {
-        key: top.pop(key)
-        for key in list(top)
-        if (key in fields or key == "run") and key not in ("seed", "data")
-    }
+    stage = {key: top.pop(key) for key in list(top) if (key in fields or key == "run") and key not in ("seed", "data")}
     for key, value in stage.items():
         document.copy((key,), ("stages", name, key))
         ref = marker(cls, attribute_of(cls, key), Ref)

@@ -36,23 +36,15 @@ def smoke(recipe: Recipe) -> Recipe:
         for name in old:
             told += _changes(f"{section}.{name}", old[name], new[name])
     name = f"{recipe.name}-smoke"
-    return replace(
-        recipe, name=name, data=data, models=models, stages=stages, reductions=told, smoke=True
-    )
+    return replace(recipe, name=name, data=data, models=models, stages=stages, reductions=told, smoke=True)
 
 
 def common_factor(models: Mapping[str, Params]) -> int:
     """What all widths are divided by, a power of two: one factor for all, so that stitches and
     metas still fit.
     """
-    widths = [
-        width
-        for model in models.values()
-        if isinstance(width := getattr(model, "width", None), int)
-    ]
-    fixed = any(
-        hasattr(model, "width") and not MODELS.get(_name(model)).smoke for model in models.values()
-    )
+    widths = [width for model in models.values() if isinstance(width := getattr(model, "width", None), int)]
+    fixed = any(hasattr(model, "width") and not MODELS.get(_name(model)).smoke for model in models.values())
     factor = 1
     while widths and not fixed and max(widths) // factor > WIDEST:
         half = factor * 2
@@ -85,11 +77,7 @@ def _short(stage: Stage, factor: int) -> Stage:
             if choice and isinstance(held, Params):
                 values[name] = _shrunk(choice.registry, held, factor)
         return stage.changed(**values)
-    return (
-        stage.changed(batch=min(stage.batch, EVALUATE_BATCH))
-        if isinstance(stage, Evaluate)
-        else stage
-    )
+    return stage.changed(batch=min(stage.batch, EVALUATE_BATCH)) if isinstance(stage, Evaluate) else stage
 
 
 def _changes(path: str, old: Params, new: Params) -> list[str]:

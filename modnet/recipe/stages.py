@@ -2,7 +2,7 @@
 the schema.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,9 +21,7 @@ from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, VERBS, Params, Unkn
 
 DataRef = Annotated[str, Ref("data")]
 ModelRef = Annotated[str, Ref("model")]
-NetworkRef = Annotated[
-    str, Ref("stage", "model", gives="network")
-]  # trained, or a model that brings its weights
+NetworkRef = Annotated[str, Ref("stage", "model", gives="network")]  # trained, or a model that brings its weights
 WholeStageRef = Annotated[str, Ref("stage", gives="network")]
 ModulesRef = Annotated[str, Ref("stage", gives="modules")]
 SuiteRef = Annotated[str, Ref("data", "suite")]
@@ -63,16 +61,12 @@ class TrainingStage(Stage):
     label_smoothing: BelowOne = 0.0
     drop_path: BelowOne | None = None  # None: the model's own
     clip: PositiveFloat | None = None  # largest gradient norm of a track
-    ema: BelowOne | None = (
-        None  # decay of the averaged weights, which then are what is evaluated and kept
-    )
+    ema: BelowOne | None = None  # decay of the averaged weights, which then are what is evaluated and kept
     dtype: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     select: Literal["best", "last"] = "best"  # which checkpoint the stage gives on, by val accuracy
     evaluate_every: PositiveInt = 1  # epochs
-    checkpoint_every: Annotated[PositiveInt | None, Unkeyed()] = (
-        None  # steps; None: every epoch and every minute
-    )
+    checkpoint_every: Annotated[PositiveInt | None, Unkeyed()] = None  # steps; None: every epoch and every minute
 
 
 class Train(TrainingStage):
@@ -81,9 +75,7 @@ class Train(TrainingStage):
     gives: ClassVar[Gives] = "network"
     run: Literal["train"] = "train"
     model: ModelRef | None = None
-    from_: WholeStageRef | None = Field(
-        None, alias="from"
-    )  # go on from its last checkpoint, optimizer included
+    from_: WholeStageRef | None = Field(None, alias="from")  # go on from its last checkpoint, optimizer included
     on_mismatch: Mismatch = Field(default_factory=Mismatch)
 
 
@@ -106,7 +98,7 @@ Norm = Literal["numel", "batchmean"]
 
 
 class Distill(TrainingStage):
-    """What the three forms of distillation share."""
+    """Distil a teacher into a student: m2mkd, kd (whole networks) or features."""
 
     run: Literal["distill"] = "distill"
     method: Literal["m2mkd", "kd", "features"]
@@ -147,9 +139,7 @@ class Features(Distill):
     gives: ClassVar[Gives] = "modules"
     method: Literal["features"] = "features"
     stitch: Stitch = "linear"
-    alpha: Fraction = (
-        0.9  # of the last module's loss: weight of the teacher's term against the labels
-    )
+    alpha: Fraction = 0.9  # of the last module's loss: weight of the teacher's term against the labels
     tau: PositiveFloat = 2.0
     kd_norm: Norm = "batchmean"
     beta: PositiveFloat = 1.0  # where smooth L1 turns linear
@@ -175,9 +165,7 @@ class Assemble(TrainingStage):
     run: Literal["assemble"] = "assemble"
     from_: ModulesRef = Field(alias="from")
     epochs: NonNegativeInt = 0
-    stitches: Literal["auto", "drop", "keep", "fold"] = (
-        "auto"  # auto: fold where they fold, else drop
-    )
+    stitches: Literal["auto", "drop", "keep", "fold"] = "auto"  # auto: fold where they fold, else drop
     kd: Teaching | None = None
 
 
@@ -195,9 +183,7 @@ class Evaluate(Stage):
     run: Literal["evaluate"] = "evaluate"
     of: Annotated[tuple[WholeStageRef, ...], Field(min_length=1)]
     on: Annotated[tuple[SuiteRef, ...], Field(min_length=1)]
-    batch: Annotated[PositiveInt, NoDefault()] = (
-        512  # images at once; training's `batch` is no default for it
-    )
+    batch: Annotated[PositiveInt, NoDefault()] = 512  # images at once; training's `batch` is no default for it
     throughput: Annotated[bool, Unkeyed()] = True
 
 

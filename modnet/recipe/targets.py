@@ -11,7 +11,7 @@ from modnet.recipe.fields import Kind, Ref, references
 from modnet.recipe.problems import either
 from modnet.recipe.references import Named, resolve_suite
 from modnet.recipe.stages import Stage
-from modnet.registry import Params, nearest
+from modnet.registry import SHIFTS, Params, nearest
 
 SECTIONS: Mapping[Kind, str] = {"data": "data", "model": "models", "stage": "stages"}
 PHRASES: Mapping[Kind, str] = {"data": "data", "model": "a model", "stage": "a stage"}
@@ -48,8 +48,17 @@ class _Names:
         return list(section) if isinstance(section, dict) else []
 
     def unread(self, target: str) -> bool:
+        """Whether a name, or the one that a shift's suffix is added to, stands for what could not
+        be read.
+        """
         read = (self.recipe.data, self.recipe.models, self.recipe.stages)
-        return self.kind(target) is not None and not any(target in table for table in read)
+        if self.kind(target) is None:
+            sections = [self.document.data.get(section) for section in SECTIONS.values()]
+            if any(not isinstance(section, dict | None) for section in sections):
+                return True
+            base, dash, suffix = target.rpartition("-")
+            return bool(dash) and suffix in SHIFTS and self.unread(base)
+        return not any(target in table for table in read)
 
     def kind(self, target: str) -> Kind | None:
         return next((kind for kind in SECTIONS if target in self.of(kind)), None)
@@ -111,7 +120,5 @@ def _gives_wrong(ref: Ref, stage: Stage, target: str) -> str:
     if stage.gives == "modules":
         mend = f": join them first with a stage {{run: assemble, from: {target}}}"
     elif stage.gives == "network" and ref.gives == "modules":
-        mend = (
-            ": it needs no assembly; to go on training it, use {run: train, from: " + target + "}"
-        )
+        mend = ": it needs no assembly; to go on training it, use {run: train, from: " + target + "}"
     return f"is a stage that gives {gives[stage.gives]} ({form}), but this wants {gives[ref.gives]}{mend}"

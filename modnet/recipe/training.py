@@ -2,7 +2,7 @@
 augmentations.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
 import re
 from typing import Annotated, Any, Literal
@@ -57,15 +57,9 @@ class Muon(Params):
     others: AdamW = Field(default_factory=lambda: AdamW(lr=3e-3, betas=(0.9, 0.95)))
 
 
-OPTIMIZERS.register(
-    "adamw", AdamW, "modnet.engine.optimizers:adamw", about=(AdamW.__doc__ or "").split("\n")[0]
-)
-OPTIMIZERS.register(
-    "sgd", SGD, "modnet.engine.optimizers:sgd", about=(SGD.__doc__ or "").split("\n")[0]
-)
-OPTIMIZERS.register(
-    "muon", Muon, "modnet.engine.optimizers:muon", about=(Muon.__doc__ or "").split("\n")[0]
-)
+OPTIMIZERS.register("adamw", AdamW, "modnet.engine.optimizers:adamw")
+OPTIMIZERS.register("sgd", SGD, "modnet.engine.optimizers:sgd")
+OPTIMIZERS.register("muon", Muon, "modnet.engine.optimizers:muon")
 
 
 def _warmup(value: Any) -> Any:
@@ -104,9 +98,7 @@ class EpochwiseCosine(Params):
 
 
 def _short_warmup(params: Schedule, factor: int) -> Schedule:
-    return (
-        params.changed(warmup="10%") if isinstance(params.warmup, int) and params.warmup else params
-    )
+    return params.changed(warmup="10%") if isinstance(params.warmup, int) and params.warmup else params
 
 
 def _no_warmup(params: EpochwiseCosine, factor: int) -> EpochwiseCosine:
@@ -126,7 +118,6 @@ SCHEDULES.register(
     EpochwiseCosine,
     "modnet.engine.schedules:cosine_epochwise",
     smoke=_no_warmup,
-    about=(EpochwiseCosine.__doc__ or "").split("\n")[0],
 )
 
 
@@ -197,5 +188,4 @@ for _params in (Crop, Flip, Erase, Mixup, CutMix, MixupOrCutMix, RandAugment):
         _key,
         _params,
         f"modnet.data.augment:{_key.replace('-', '_')}",
-        about=(_params.__doc__ or "").split("\n")[0],
     )

@@ -90,11 +90,7 @@ def _in_line(dumper: _Dumper, value: list[Any]) -> yaml.Node:
 
 def _mapping(dumper: _Dumper, value: dict[str, Any]) -> yaml.Node:
     """In line where it is short and holds no mapping."""
-    short = (
-        len(str(value)) < 90
-        and "name" in value
-        and not any(isinstance(v, dict) for v in value.values())
-    )
+    short = len(str(value)) < 90 and "name" in value and not any(isinstance(v, dict) for v in value.values())
     return dumper.represent_mapping("tag:yaml.org,2002:map", value, flow_style=short)
 
 
@@ -104,7 +100,5 @@ _Dumper.add_representer(dict, _mapping)
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as text."""
-    text = yaml.dump(
-        resolved(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+    text = yaml.dump(resolved(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return str(text)

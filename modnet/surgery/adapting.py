@@ -29,7 +29,8 @@ def adapt(chain: Chain, port: Port, classes: int, rule: Mismatch, key: Key) -> t
         return chain, []
     with key.fold("adapt").forked():
         adapted = _with_new_grid(description, chain, port)
-    return adapted, _load(adapted, chain.state_dict(), rule)
+    prefix = adapted.leaves[0].gives["prefix"] if adapted.leaves[0].gives is not None else 0
+    return adapted, _load(adapted, chain.state_dict(), rule, prefix or 0)
 
 
 def _with_new_grid(description: dict[str, Any], chain: Chain, port: Port) -> Chain:
@@ -42,24 +43,23 @@ def _with_new_grid(description: dict[str, Any], chain: Chain, port: Port) -> Cha
     return rebuild(description)
 
 
-def _load(adapted: Chain, state: dict[str, Tensor], rule: Mismatch) -> list[str]:
+def _load(adapted: Chain, state: dict[str, Tensor], rule: Mismatch, prefix: int) -> list[str]:
     changes, own = [], adapted.state_dict()
     for name, tensor in own.items():
         old = state.get(name)
         if old is not None and old.shape == tensor.shape:
             tensor.copy_(old)
         elif old is not None and name.endswith("pos_embed") and rule.position == "resize":
-            tensor.copy_(resized_positions(old, tensor.shape[1]))
+            tensor.copy_(resized_positions(old, tensor.shape[1], prefix))
             changes.append(f"{name}: resized from {old.shape[1]} to {tensor.shape[1]} positions")
         else:
             changes.append(f"{name}: drawn afresh, {tuple(tensor.shape)}")
     return changes
 
 
-def resized_positions(table: Tensor, tokens: int) -> Tensor:
-    """A position table (1, N, D) resized to ``tokens`` rows; a class token's row, if any, is kept."""
-    prefix = table.shape[1] - int(table.shape[1] ** 0.5) ** 2
-    old, new = int((table.shape[1] - prefix) ** 0.5), int((tokens - prefix) ** 0.5)
+def resized_positions(table: Tensor, tokens: int, prefix: int) -> Tensor:
+    """A position table (1, N, D) resized to ``tokens`` rows; the first ``prefix`` rows (class tokens) are kept."""
+    old, new = (round((count - prefix) ** 0.5) for count in (table.shape[1], tokens))
     grid = table[:, prefix:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :prefix], grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)], dim=1)

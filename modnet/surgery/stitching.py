@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from modnet.chain import Chain, Module, Port
 from modnet.errors import RequestError
-from modnet.layers.stitches import fold, folds, stitch_between
+from modnet.layers.stitches import IdentityStitch, fold, folds, stitch_between
 from modnet.surgery.cutting import cut
 
 
@@ -52,8 +52,8 @@ def foldable(modules: Sequence[Chain]) -> bool:
 def fold_stitches(chain: Chain) -> Chain:
     """The chain with every two neighbouring linear stitches folded into one; the function stays the same.
 
-    Other leaves are shared, folded stitches are new; the cut is kept. W = W₂W₁, b = W₂b₁ + b₂ in float64. Folding
-    identity stitches leaves no stitch at all.
+    Other leaves are shared, folded stitches are new; the cut is kept. W = W₂W₁, b = W₂b₁ + b₂ in float64.
+    Identity stitches are left out.
     """
     leaves: list[Module] = []
     for leaf in chain.leaves:
@@ -61,5 +61,5 @@ def fold_stitches(chain: Chain) -> Chain:
             leaves[-1] = fold(leaves[-1], leaf)
         else:
             leaves.append(leaf)
-    joined = Chain(leaves)
+    joined = Chain([leaf for leaf in leaves if not isinstance(leaf, IdentityStitch)])
     return cut(joined, chain.depths) if chain and all(chain.depths) else joined

@@ -63,7 +63,7 @@ def test_every_view_moves_as_under_torchs_muon(rule: Any, nesterov: bool) -> Non
         for name, ps in theirs.items():
             grad = named[name].grad
             assert grad is not None
-            for p, g in zip(ps, views(grad, declared[name])):
+            for p, g in zip(ps, views(grad, declared[name]), strict=True):
                 p.grad = g
         optimizer.step()
         reference.step()
@@ -83,7 +83,7 @@ def test_the_rest_moves_as_under_adamw() -> None:
         set_gradients(twin, step)
         ours.step()
         theirs.step()
-    for (name, p), q in zip(chain.named_parameters(), twin.parameters()):
+    for (name, p), q in zip(chain.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q) == (name.split(".", 1)[1] not in chain.leaves[0].matrices()), name
 
 
@@ -118,11 +118,11 @@ def test_a_parameter_without_gradient_counts_as_zero() -> None:
     chain, twin = chain_of(1), chain_of(1)
     for c in (chain, twin):
         set_gradients(c, 0)
-    chain.leaves[0].experts.grad = None  # type: ignore[assignment]
-    twin.leaves[0].experts.grad = torch.zeros(3, 16, 8)  # type: ignore[assignment]
+    chain.leaves[0].experts.grad = None
+    twin.leaves[0].experts.grad = torch.zeros(3, 16, 8)
     muon(training.Muon(), chain).step()
     muon(training.Muon(), twin).step()
-    assert all(torch.equal(a, b) for a, b in zip(chain.parameters(), twin.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(chain.parameters(), twin.parameters(), strict=True))
 
 
 def test_matrices_that_do_not_divide_are_refused() -> None:
@@ -147,7 +147,7 @@ def test_state_by_name_restores_the_optimizer(build: Any, params: Any) -> None:
         for step in range(3, 5):
             set_gradients(c, step)
             o.step()
-    assert all(torch.equal(a, b) for a, b in zip(chain.parameters(), twin.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(chain.parameters(), twin.parameters(), strict=True))
 
 
 def test_state_of_other_shapes_is_left_out_whole() -> None:
@@ -156,4 +156,4 @@ def test_state_of_other_shapes_is_left_out_whole() -> None:
     stored = {f"0.module.weight/{e}": torch.ones(3, 4) for e in ("exp_avg", "exp_avg_sq")}
     left = load_state_tensors(optimizer, chain, stored | {"0.module.weight/step": torch.ones(())})
     assert left == ["0.module.weight"]
-    assert not optimizer.state[chain.leaves[0].module.weight]
+    assert not optimizer.state[next(chain.parameters())]

@@ -58,5 +58,5 @@ def test_fused_adamw_is_adamw() -> None:
             o.zero_grad()
             c(torch.ones(2, 4)).square().sum().backward()
             o.step()
-    for p, q in zip(chain.parameters(), plain.parameters()):
+    for p, q in zip(chain.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q)

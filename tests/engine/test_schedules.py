@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -47,8 +48,8 @@ def test_rates_rise_then_never_rise_and_stay_in_range(
     rates = [rate(step) for step in range(total)]
     assert all(min(start, floor) - 1e-9 <= r <= 1 + 1e-9 for r in rates)
     assert all(r > 0 for r in rates)
-    assert all(a <= b + 1e-9 for a, b in zip(rates[:turn], rates[1:turn]))
-    assert all(a >= b - 1e-9 for a, b in zip(rates[turn:], rates[turn + 1 :]))
+    assert all(a <= b + 1e-9 for a, b in pairwise(rates[:turn]))
+    assert all(a >= b - 1e-9 for a, b in pairwise(rates[turn:]))
     assert max(rates) == pytest.approx(1)
 
 
