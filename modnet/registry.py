@@ -27,7 +27,6 @@ from pydantic import BaseModel, ConfigDict, create_model
 from pydantic_core import PydanticCustomError
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-Function = TypeVar("Function", bound=Callable[..., Any])
 P = TypeVar("P", bound="Params")
 
 
@@ -271,7 +270,7 @@ def origin(file: str) -> Iterator[None]:
 
 def plugin(
     registry: Registry, name: str, *, smoke: Smoke | None = None, about: str = ""
-) -> Callable[[Function], Function]:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function under a name; its keyword-only arguments, which must be typed, become the
     parameters.
 
@@ -279,7 +278,7 @@ def plugin(
     in a recipe as ``{name: mine, width: 48}``. Raises TypeError for an argument without a type.
     """
 
-    def register(function: Function) -> Function:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         params = _params_of(function, name)
 
         @wraps(function)
@@ -292,7 +291,7 @@ def plugin(
         takes_name = "name" in inspect.signature(function).parameters
         where = f"{function.__module__}:{function.__qualname__}"
         registry.register(name, params, where, smoke=smoke, about=about or first_sentence(function))
-        return typing.cast(Function, build)
+        return build
 
     return register
 

@@ -93,7 +93,7 @@ def test_an_entry_resolves_to_its_builder(table: Registry) -> None:
 def test_parameters_are_immutable_and_changed_copies_are_checked() -> None:
     box = Box(width=4)
     with pytest.raises(ValidationError):
-        box.width = 5
+        box.width = 5  # type: ignore[misc]
     assert box.changed(width=5) == Box(width=5)
     with pytest.raises(ValidationError):
         box.changed(width="wide")
@@ -125,7 +125,6 @@ def test_first_sentences() -> None:
     assert first_sentence(Box) == "A box, with sides"
 
     def cited() -> None:
-        """Mix images (Zhang et al. 2017) and more. Then stop.
-        """
+        """Mix images (Zhang et al. 2017) and more. Then stop."""
 
     assert first_sentence(cited) == "Mix images (Zhang et al. 2017) and more"

@@ -1,5 +1,4 @@
-"""What the commands that run recipes share: their options, and handing a recipe to the experiment.
-"""
+"""What the commands that run recipes share: their options, and handing a recipe to the experiment."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import typer
@@ -54,7 +54,8 @@ app.command("eval", hidden=True)(evaluate.evaluate)
 
 
 # typer brings its own click, or uses the installed one: what is the base of its usage errors?
-USAGE_ERROR = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_bases: Iterable[Any] = typer.BadParameter.__mro__
+USAGE_ERROR: type[Exception] = next(base for base in _bases if base.__name__ == "ClickException")
 
 
 def _version(asked: bool) -> None:

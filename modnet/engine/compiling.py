@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -26,5 +28,4 @@ def compiled(objective: nn.Module) -> nn.Module:
         method = getattr(owner, name)
         if not hasattr(method, "_torchdynamo_disable"):
             setattr(owner, name, torch.compiler.disable(method))
-    result: nn.Module = torch.compile(objective)
-    return result
+    return cast(nn.Module, torch.compile(objective))

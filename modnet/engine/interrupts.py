@@ -42,4 +42,5 @@ class Interrupts:
     def _restore(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None: the handler was not set from Python and cannot be put back.
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]

@@ -56,9 +56,8 @@ class Reporter:
     ) -> None:
         """Begin or go on with a job at ``step`` of ``total``; TensorBoard forgets what it has from there on."""
         self._job, self._score = job, score
-        title = self.title if job == self.title else f"{self.title}/{job}"
         console = self.console if step < total else None
-        self._display = Display(console, Status(title, step, total, per_epoch))
+        self._display = Display(console, Status(self.title, step, total, per_epoch))
         if self._wants_tensorboard and step < total:
             self._board = TensorBoard(self.folder / "tb" / job, purge_step=step + 1)
             if not step:

@@ -57,7 +57,7 @@ def handed(calls: list, *words: str) -> tuple[Recipe, dict[str, Any]]:
 )  # fmt: skip
 def test_verbs_hand_the_recipe_on(calls: list, command: str, verb: str | None) -> None:
     recipe, options = handed(calls, command, "smoke/m2mkd", "seed=3", "stages.student.epochs=4")
-    assert (recipe.name, recipe.seed, recipe.stages["student"].epochs) == ("m2mkd", 3, 4)  # type: ignore[attr-defined]
+    assert (recipe.name, recipe.seed, recipe.stages["student"].epochs) == ("smoke-m2mkd", 3, 4)  # type: ignore[attr-defined]
     assert options == {"runs": Path("runs"), "verb": verb, "dry_run": False, "seeds": None, "threads": None}
 
 

@@ -1,4 +1,4 @@
-"""A recipe with every verb, and a function that reads recipes from text."""
+"""A recipe with every verb, and functions that read recipes from text."""
 
 from __future__ import annotations
 
@@ -39,15 +39,18 @@ stages:
   baseline: {run: train, model: thin, epochs: 25, data: small}
 """
 
-Read = Callable[..., Recipe] Wrong = Callable[..., list[str]]
+Read = Callable[..., Recipe]
+Wrong = Callable[..., list[str]]
 
 
-@pytest.fixture def full() -> str: return FULL
+@pytest.fixture
+def full() -> str:
+    return FULL
 
 
-@pytest.fixture def recipe(tmp_path: Path) -> Read: """``recipe(text, *overrides, smoke=…)`` reads a
-recipe called r.yaml.
-"""
+@pytest.fixture
+def recipe(tmp_path: Path) -> Read:
+    """``recipe(text, *overrides, smoke=…)`` reads a recipe called r.yaml."""
 
     def read(text: str = FULL, *overrides: str, **options: Any) -> Recipe:
         file = tmp_path / "r.yaml"
@@ -59,9 +62,7 @@ recipe called r.yaml.
 
 @pytest.fixture
 def errors(recipe: Read, tmp_path: Path) -> Wrong:
-    """``errors(text, *overrides)`` gives the lines of the message, with the file's folder left
-    out.
-    """
+    """``errors(text, *overrides)`` gives the lines of the message, with the file's folder left out."""
 
     def find(text: str = FULL, *overrides: str) -> list[str]:
         with pytest.raises(RecipeError) as caught:
@@ -77,10 +78,8 @@ def errors(recipe: Read, tmp_path: Path) -> Wrong:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """Forget what a test registers."""
-    held = [(table, dict(table._entries), dict(table._families)) for table in TABLES.values()]
-    deprecated = [(table, dict(table._deprecated)) for table in TABLES.values()]
+    tables = list(TABLES.values())
+    held = [(dict(t._entries), dict(t._families), dict(t._deprecated)) for t in tables]
     yield
-    for table, entries, families in held:
-        table._entries, table._families = entries, families
-    for table, old in deprecated:
-        table._deprecated = old
+    for table, (entries, families, deprecated) in zip(tables, held, strict=True):
+        table._entries, table._families, table._deprecated = entries, families, deprecated

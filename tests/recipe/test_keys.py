@@ -13,7 +13,20 @@ from modnet.recipe import Recipe, load_recipe, pinned, stage_keys
 from tests.recipe.conftest import FULL, Read
 
 PRINTS = {"whole": "f", "small": "f", "fashion-mnist": "f"}
-NAMES = ["whole", "small", "vit_s", "vit_l", "thin", "verdict", "meta", "modules", "transfer", "imitate", "hinton", "baseline"]  # fmt: skip
+NAMES = [
+    "whole",
+    "small",
+    "vit_s",
+    "vit_l",
+    "thin",
+    "verdict",
+    "meta",
+    "modules",
+    "transfer",
+    "imitate",
+    "hinton",
+    "baseline",
+]
 
 
 def keys(recipe: Recipe, prints: dict[str, str] | None = None) -> dict[str, str]:

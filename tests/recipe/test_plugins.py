@@ -30,48 +30,70 @@ stages: {a: {run: train, data: d, model: m, augment: [{name: noise, sigma: 1}]}}
 """
 
 
-@pytest.fixture def mine(tmp_path: Path, registries: None) -> Path: path = tmp_path / "mine.py"
-path.write_text(PLUGIN) return path
+@pytest.fixture
+def mine(tmp_path: Path, registries: None) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN)
+    return path
 
 
-@pytest.mark.usefixtures("mine") def test_a_typed_function_becomes_a_model(recipe: Read) -> None:
-params = recipe(TEXT).models["m"] assert params.model_dump() == {"name": "tower", "width": 8,
-"depths": (1, 1), "gain": None} entry = MODELS.get("tower") assert entry.about == "A tower" assert
-entry.resolve()(params, "port", 10) == ("built", "port", 10, 8, (1, 1), None)
+@pytest.mark.usefixtures("mine")
+def test_a_typed_function_becomes_a_model(recipe: Read) -> None:
+    params = recipe(TEXT).models["m"]
+    assert params.model_dump() == {"name": "tower", "width": 8, "depths": (1, 1), "gain": None}
+    entry = MODELS.get("tower")
+    assert entry.about == "A tower"
+    assert entry.resolve()(params, "port", 10) == ("built", "port", 10, 8, (1, 1), None)
 
 
-@pytest.mark.usefixtures("mine") def test_its_parameters_are_checked_like_our_own(errors: Wrong) ->
-None: found = errors(TEXT.replace("width: 8", "widht: 8, depths: [1, x]").replace("sigma: 1",
-"sigma: big")) assert "r.yaml:3:27: models.m.widht: 8: there is no such key; did you mean 'width'?"
-in found assert "r.yaml:3:49: models.m.depths.1: 'x': wants a whole number" in found assert
-any("stages.a.augment.0.sigma: 'big': wants a number" in line for line in found)
+@pytest.mark.usefixtures("mine")
+def test_its_parameters_are_checked_like_our_own(errors: Wrong) -> None:
+    found = errors(TEXT.replace("width: 8", "widht: 8, depths: [1, x]").replace("sigma: 1", "sigma: big"))
+    assert "r.yaml:3:27: models.m.widht: 8: there is no such key; did you mean 'width'?" in found
+    assert "r.yaml:3:49: models.m.depths.1: 'x': wants a whole number" in found
+    assert any("stages.a.augment.0.sigma: 'big': wants a number" in line for line in found)
 
 
-@pytest.mark.usefixtures("mine") def test_a_required_parameter_is_asked_for(errors: Wrong) -> None:
-(line,) = errors(TEXT.replace("{name: noise, sigma: 1}", "noise")) assert "`sigma:` is missing" in
-line
+@pytest.mark.usefixtures("mine")
+def test_a_required_parameter_is_asked_for(errors: Wrong) -> None:
+    (line,) = errors(TEXT.replace("{name: noise, sigma: 1}", "noise"))
+    assert "`sigma:` is missing" in line
 
 
-def test_its_source_is_part_of_the_keys(recipe: Read, mine: Path) -> None: before =
-stage_keys(recipe(TEXT), {}) assert stage_keys(recipe(TEXT), {}) == before, "reading it twice
-registers nothing twice" mine.write_text(PLUGIN + "# changed\n") assert stage_keys(recipe(TEXT), {})
-!= before
+def test_its_source_is_part_of_the_keys(recipe: Read, mine: Path) -> None:
+    before = stage_keys(recipe(TEXT), {})
+    assert stage_keys(recipe(TEXT), {}) == before, "reading it twice registers nothing twice"
+    mine.write_text(PLUGIN + "# changed\n")
+    assert stage_keys(recipe(TEXT), {}) != before
 
 
-def test_a_changed_file_is_read_anew(recipe: Read, mine: Path) -> None: recipe(TEXT)
-mine.write_text(PLUGIN.replace("width: int = 32", "width: int = 32, extra: int = 5")) assert
-recipe(TEXT).models["m"].extra == 5  # type: ignore[attr-defined]
+def test_a_changed_file_is_read_anew(recipe: Read, mine: Path) -> None:
+    recipe(TEXT)
+    mine.write_text(PLUGIN.replace("width: int = 32", "width: int = 32, extra: int = 5"))
+    assert recipe(TEXT).models["m"].extra == 5  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize( ("content", "part"), [ (None, "there is no file"), ("1 / 0", "importing it
-failed: ZeroDivisionError"), ("def f(:", "importing it failed: SyntaxError"),
-(PLUGIN.replace("width: int = 32", "width=32"), "argument 'width' of tower needs a type"),
-(PLUGIN.replace('"tower"', '"vit"'), "model 'vit' is already registered"), ], ) def
-test_what_is_wrong_with_a_file(errors: Wrong, mine: Path, content: str | None, part: str) -> None:
-mine.unlink() if content is None else mine.write_text(content) found = errors(TEXT) assert
-any(line.startswith("r.yaml:1:11: plugins.0: 'mine.py'") and part in line for line in found)
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (None, "there is no file"),
+        ("1 / 0", "importing it failed: ZeroDivisionError"),
+        ("def f(:", "importing it failed: SyntaxError"),
+        (PLUGIN.replace("width: int = 32", "width=32"), "argument 'width' of tower needs a type"),
+        (PLUGIN.replace('"tower"', '"vit"'), "model 'vit' is already registered"),
+    ],
+)
+def test_what_is_wrong_with_a_file(errors: Wrong, mine: Path, content: str | None, part: str) -> None:
+    mine.write_text(content or "")
+    if content is None:
+        mine.unlink()
+    found = errors(TEXT)
+    assert any(line.startswith("r.yaml:1:11: plugins.0: 'mine.py'") and part in line for line in found)
 
 
-@pytest.mark.usefixtures("mine") def test_the_resolved_recipe_finds_it_from_anywhere(recipe: Read)
--> None: first = recipe(TEXT) again = recipe(first.to_yaml()) assert again.plugins == first.plugins
-assert stage_keys(again, {}) == stage_keys(first, {})
+@pytest.mark.usefixtures("mine")
+def test_the_resolved_recipe_finds_it_from_anywhere(recipe: Read) -> None:
+    first = recipe(TEXT)
+    again = recipe(first.to_yaml())
+    assert again.plugins == first.plugins
+    assert stage_keys(again, {}) == stage_keys(first, {})
