@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Session:
     keys: dict[str, str]
     folder: RunFolder
     console: Console
+    threads: int = field(default_factory=torch.get_num_threads)
+    told: set[str] = field(default_factory=set)
 
     @property
     def inputs(self) -> Inputs:
@@ -142,6 +144,7 @@ def run_stage(session: Session, name: str, stage: Stage) -> None:
         store.release(key)
         return
     method = VERBS.get(stage.run).resolve()(stage, session.inputs)
+    torch.set_num_threads(session.threads)  # an earlier stage may have gone on with those of its first start
     if isinstance(stage, Evaluate):
         result: dict[str, Any] = {"rows": method.rows()}
     else:
@@ -156,19 +159,23 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     for job in jobs:
         title = name if len(jobs) == 1 else f"{name}/{job.name}"
         dataset = method.dataset
-        reporter = Reporter(folder, title, session.console, mean=dataset.mean, std=dataset.std)
+        reporter = Reporter(folder, title, session.console, mean=dataset.mean, std=dataset.std, told=session.told)
         outcomes.append(train(job, folder, reporter))
     kept = method.keep()
     for chain_name, chain in kept.chains.items():
         save_chain(folder, chain_name, chain)
     images = sum(outcome.images for outcome in outcomes) / len(outcomes)
+    metrics = {track: found for outcome in outcomes for track, found in outcome.metrics.items()}
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    scores = "  ".join(f"{found['top1']:.2f}" for found in metrics.values())
+    session.console.print(f"  [green]{name}[/green]: val top-1 {scores} % after {seconds:.0f} s", highlight=False)
     return {
         **kept.facts,
-        "seconds": sum(outcome.seconds for outcome in outcomes),
+        "seconds": seconds,
         "epochs": method.stage.epochs,
         "images": images,
         "flops": {part: flops * images for part, flops in method.flops().items()},
-        "metrics": {track: metrics for outcome in outcomes for track, metrics in outcome.metrics.items()},
+        "metrics": metrics,
     }
 
 

@@ -44,9 +44,7 @@ class Params(BaseModel):
 
 
 Smoke = Callable[[Any, int], Params]
-"""``smoke(params, factor)``: the smallest sensible size; ``factor`` is what all widths of a recipe
-shrink by.
-"""
+"""``smoke(params, factor)``: the smallest sensible size; ``factor`` is what all widths of a recipe shrink by."""
 
 
 class UnknownName(LookupError):
@@ -109,9 +107,7 @@ class Entry:
 
 
 class Registry:
-    """A table of entries of one kind, with globbing, presets, tags, deprecated names and helpful
-    misses.
-    """
+    """A table of entries of one kind, with globbing, presets, tags, deprecated names and helpful misses."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -152,9 +148,7 @@ class Registry:
         return table[name]
 
     def preset(self, name: str, base: str, about: str = "", **values: Any) -> Entry:
-        """Register ``name`` as ``base`` with some values as its defaults; a recipe may still set
-        each.
-        """
+        """Register ``name`` as ``base`` with some values as its defaults; a recipe may still set each."""
         entry = self.get(base)
         return self.register(
             name,
@@ -198,16 +192,12 @@ class Registry:
         raise UnknownName(self.kind, name, self.names())
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Registered names that match a shell pattern, sorted; prefixes are shown as
-        ``prefix:…``.
-        """
+        """Registered names that match a shell pattern, sorted; prefixes are shown as ``prefix:…``."""
         every = [*self._entries, *(f"{prefix}…" for prefix in self._families)]
         return sorted(name for name in every if fnmatch.fnmatch(name, pattern))
 
     def read(self, value: Any) -> Any:
-        """Typed parameters of a bare name or of a mapping with ``name``; for use as a pydantic
-        validator.
-        """
+        """Typed parameters of a bare name or of a mapping with ``name``; for use as a pydantic validator."""
         if isinstance(value, Params):
             return value
         values = {"name": value} if isinstance(value, str) else value

@@ -151,7 +151,10 @@ def settle(path: Path) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors as safetensors, each on its own storage, and return the file's SHA-256."""
+    path.touch()  # with the user's own permissions, which safetensors would narrow
+    mode = path.stat().st_mode
     save_file({name: _own_storage(tensor) for name, tensor in tensors.items()}, path)
+    path.chmod(mode)
     return sha256_file(path)
 
 

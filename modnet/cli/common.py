@@ -60,9 +60,7 @@ def load(recipe: str, overrides: Sequence[str] | None, smoke: bool = False) -> R
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
-    """``0-4`` and ``0,2,5`` and mixtures, in order and each once; raises RequestError for anything
-    else.
-    """
+    """``0-4`` and ``0,2,5`` and mixtures, in order and each once; raises RequestError for anything else."""
     if text is None:
         return None
     seeds: list[int] = []

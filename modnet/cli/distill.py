@@ -70,7 +70,5 @@ def distill(
 
 
 def fill(path: str, name: str) -> str:
-    """The override that puts a name in place; the recipe's own sizes stay, except for a timm
-    network.
-    """
+    """The override that puts a name in place; the recipe's own sizes stay, except for a timm network."""
     return f"{path}={{name: {name}}}" if name.startswith("timm:") else f"{path}.name={name}"

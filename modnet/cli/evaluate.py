@@ -1,6 +1,4 @@
-"""``modnet evaluate RECIPE`` (``eval``), or ``modnet eval RUN --on fashion-mnist-r`` for a finished
-run.
-"""
+"""``modnet evaluate RECIPE`` (``eval``), or ``modnet eval RUN --on fashion-mnist-r`` for a finished run."""
 
 from __future__ import annotations
 

@@ -43,9 +43,7 @@ def report_usage(error: Exception) -> int:
 
 
 def say(text: str, label: str = "error") -> None:
-    """Print a paragraph to stderr: wrapped at the terminal's width, or as it is into a file or
-    pipe.
-    """
+    """Print a paragraph to stderr: wrapped at the terminal's width, or as it is into a file or pipe."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text

@@ -1,6 +1,4 @@
-"""The command line: one file per command, and the one place where errors become words and exit
-codes.
-"""
+"""The command line: one file per command, and the one place where errors become words and exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +27,6 @@ from modnet.cli.failures import report, report_usage
 app = typer.Typer(
     name="modnet",
     help="Experiments with modular neural networks: a recipe in, a table with error bars out.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: rich alone costs more than the help may take
@@ -74,12 +71,11 @@ def options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit code: 0 done, 1 the run failed, 2 the request was wrong, 130
-    interrupted.
-    """
+    """Run a command; gives the exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some takes 15 ms
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        done: Any = app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        done: Any = app(words, standalone_mode=False)
         return done if isinstance(done, int) else 0
     except typer.Exit as stop:
         return stop.exit_code

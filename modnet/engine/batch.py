@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """``x`` float32, normalised; ``y`` int64 (B,); ``target`` float32 (B, classes) if labels were mixed; ``ids`` (B,)."""
+    """``x`` float32, normalised; ``y`` int64 (B,); ``target`` float32 (B, classes) if labels were mixed.
+
+    ``ids``: int64 (B,), sample numbers. ``extra``: further inputs; tensors of B rows belong to the samples.
+    """
 
     x: Tensor
     y: Tensor
@@ -25,17 +28,15 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Near-equal consecutive micro-batches, at most ``parts`` of them."""
         size = -(-len(self) // parts)
-        cuts = [slice(i, i + size) for i in range(0, len(self), size)]
-        return [
-            Batch(
-                self.x[c],
-                self.y[c],
-                self.ids[c],
-                None if self.target is None else self.target[c],
-                self.extra,
-            )
-            for c in cuts
-        ]
+        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _part(self, rows: slice) -> Batch:
+        target = None if self.target is None else self.target[rows]
+        extra = {name: value[rows] if self._by_sample(value) else value for name, value in self.extra.items()}
+        return Batch(self.x[rows], self.y[rows], self.ids[rows], target, extra)
+
+    def _by_sample(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(self)
 
 
 class Batches(Protocol):

@@ -76,8 +76,13 @@ def _dtype(settings: TrainingStage, device: torch.device) -> Choice:
 
 def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> str:
     """What the user is told, with a warning if the run now goes on on another kind of device."""
-    listing = ", ".join(f"{name} {choice.value} ({choice.reason})" for name, choice in choices.items())
-    told = f"{'kept from the first start' if stored else 'chosen'}: {listing}"
-    if choices["device"].value != device.type:
+    value = {name: choice.value for name, choice in choices.items()}
+    told = (
+        f"{'as at the first start' if stored else 'chosen'}: {value['device']}, "
+        f"{value['threads']} thread{'s' * (value['threads'] != 1)} ({choices['threads'].reason}), "
+        f"{value['dtype']}{', compiled' if value['compile'] else ''}; "
+        f"Newton-Schulz of Muon in {value['newton_schulz']} ({choices['newton_schulz'].reason})"
+    )
+    if value["device"] != device.type:
         told += f"; now on {device.type}, so that the last bits differ from a run that was not moved"
     return told

@@ -19,7 +19,8 @@ from modnet.engine.loggers import MetricsLog, TensorBoard, sheet
 class Reporter:
     """Reports the jobs of one stage; ``mean`` and ``std`` of the data make the sample images look natural.
 
-    ``console`` None is silent; ``tensorboard`` False writes no event files.
+    ``console`` None is silent; ``tensorboard`` False writes no event files. ``told`` holds what was said once already;
+    reporters that share it do not repeat each other.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class Reporter:
         tensorboard: bool = True,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        told: set[str] | None = None,
     ) -> None:
         self.folder, self.title, self.console = folder, title, console
         self.mean, self.std, self._wants_tensorboard = mean, std, tensorboard
         self.log = MetricsLog(folder / "metrics.jsonl")
+        self._told = told if told is not None else set()
         self._board: TensorBoard | None = None
         self._display: Display | None = None
         self._job = ""
@@ -43,7 +46,13 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print one message."""
         if self.console is not None:
-            self.console.print(f"{self.title}: {text}", markup=False, highlight=False)
+            self.console.print(f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def say_once(self, text: str) -> None:
+        """Print a message that holds for several stages, the first time only."""
+        if text not in self._told:
+            self._told.add(text)
+            self.say(text)
 
     def start(
         self,

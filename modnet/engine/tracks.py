@@ -153,7 +153,7 @@ def check_partition(job: Job) -> str:
     Raises ValueError naming parameters that no track or two tracks hold, or that the objective does not reach.
     """
     reachable = {id(p): name for name, p in job.objective.named_parameters() if p.requires_grad}
-    frozen = sum(p.numel() for p in job.objective.parameters() if not p.requires_grad)
+    frozen = sum({p.data_ptr(): p.numel() for p in job.objective.parameters() if not p.requires_grad}.values())
     owner: dict[int, str] = {}
     lines = []
     for track in job.tracks:
@@ -168,11 +168,11 @@ def check_partition(job: Job) -> str:
             owner[id(p)] = track.name
         if not named:
             raise ValueError(f"track {track.name} has no trainable parameter")
-        lines.append(f"{track.name}: {len(named)} tensors, {sum(p.numel() for p in named.values()):,} parameters")
+        lines.append(f"{track.name} {sum(p.numel() for p in named.values()):,}")
     loose = [name for key, name in reachable.items() if key not in owner]
     if loose:
         raise ValueError(f"no track trains {', '.join(loose[:5])}{' ...' if len(loose) > 5 else ''}")
-    return f"trains {'; '.join(lines)}; frozen: {frozen:,} parameters"
+    return f"trains {', '.join(lines)} parameters; {f'{frozen:,}' if frozen else 'none'} frozen"
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -93,7 +93,7 @@ class _Loop:
         """Take up the checkpoint if there is one, else begin (from ``job.start`` if that is given)."""
         found = self.checkpoints.load()
         if found is not None or not self.known:
-            self.reporter.say(self.choices)
+            self.reporter.say_once(self.choices)
         if found is not None:
             self._restore(found)
         elif self.job.start is not None:

@@ -35,7 +35,7 @@ class Assembly(WholeMethod):
         if way == "drop":
             network = self.inputs.fresh(self.model_name(stage), self.dataset, self.key)
             report: Report = transplant(self.modules, network)
-            return network, f"stitches dropped, {report}"
+            return network, f"stitches dropped, {report}" if report.dropped else f"modules joined, {report}"
         network = assemble(self.modules)
         if way == "keep":
             return network, "stitches kept"

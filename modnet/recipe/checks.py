@@ -1,6 +1,4 @@
-"""Whether the parts of a recipe fit each other: numbers of modules, widths, patches, image sizes,
-classes.
-"""
+"""Whether the parts of a recipe fit each other: numbers of modules, widths, patches, image sizes, classes."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def network_of(name: str, recipe: Named) -> str | None:
 
 @dataclass(frozen=True)
 class Role:
-    """A network in a stage, by the key that names it, with what is known of its shape without
-    building it.
-    """
+    """A network in a stage, by the key that names it, with what is known of its shape without building it."""
 
     key: str
     model: str
@@ -174,9 +170,7 @@ def _distill(checker: Checker, stage: Distill) -> None:
 
 
 def _facts(source: Source) -> dict[str, Any]:
-    """What is known of a source without loading it: its entry's facts, and what its parameters
-    say.
-    """
+    """What is known of a source without loading it: its entry's facts, and what its parameters say."""
     stated = {key: getattr(source, key) for key in ("size", "channels") if hasattr(source, key)}
     return {**DATA.get(source.name).facts, **stated}
 

@@ -64,9 +64,7 @@ class Document:
         return self.spots.get(path) or Spot(self.name, self.name, "")
 
     def complain(self, path: Path, message: str, *, key: bool = False, quote: bool = True) -> None:
-        """Note an error about the value at a path (or about its key); quotes the value unless told
-        not to.
-        """
+        """Note an error about the value at a path (or about its key); quotes the value unless told not to."""
         spot = self.spot(path)
         inside = path in self.spots
         written = spot.path if inside else dotted(path)

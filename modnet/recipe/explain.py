@@ -1,6 +1,4 @@
-"""Pydantic's errors in our words: where the value was written, what is wrong, what would be
-right.
-"""
+"""Pydantic's errors in our words: where the value was written, what is wrong, what would be right."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ def explain(document: Document, path: Path, cls: type[Params], error: Validation
 
 
 def _place(document: Document, path: Path, loc: tuple[Any, ...]) -> tuple[Path, tuple[Any, ...]]:
-    """The written path that an error's location means; pydantic adds names of union branches, which
-    are skipped.
-    """
+    """The written path that an error's location means; pydantic adds names of union branches, which are skipped."""
     rest: tuple[Any, ...] = loc
     while rest:
         if (*path, rest[0]) in document.spots:

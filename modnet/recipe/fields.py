@@ -1,6 +1,4 @@
-"""What the typed classes say about their fields: markers on them, the keys they are written by,
-references.
-"""
+"""What the typed classes say about their fields: markers on them, the keys they are written by, references."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ M = TypeVar("M")
 
 
 class Ref:
-    """Marks a field that names another entry of the recipe: of which kinds, and what a stage must
-    give on.
-    """
+    """Marks a field that names another entry of the recipe: of which kinds, and what a stage must give on."""
 
     def __init__(self, *kinds: Kind, gives: Gives | None = None) -> None:
         self.kinds, self.gives = kinds, gives
@@ -40,9 +36,7 @@ class Unkeyed:
 
 
 class NoDefault:
-    """Marks a field that a recipe's ``defaults`` do not fill, as its name means something else
-    there.
-    """
+    """Marks a field that a recipe's ``defaults`` do not fill, as its name means something else there."""
 
 
 class ByContent:
@@ -61,9 +55,7 @@ def attribute_of(cls: type[Params], key: str) -> str:
 
 @cache
 def marker(cls: type[Params], name: str, kind: type[M]) -> M | None:
-    """The marker of a kind on a field (by attribute name), also inside ``tuple[…]`` and ``… |
-    None``.
-    """
+    """The marker of a kind on a field (by attribute name), also inside ``tuple[…]`` and ``… | None``."""
     info = cls.model_fields[name]
     return next((m for m in _marks(info.annotation, *info.metadata) if isinstance(m, kind)), None)
 

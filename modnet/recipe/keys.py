@@ -25,9 +25,7 @@ FORMAT = 1
 
 
 def stage_keys(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """The key of every stage, 64 hexadecimal digits; ``fingerprints`` by the names of
-    :meth:`Recipe.sources`.
-    """
+    """The key of every stage, 64 hexadecimal digits; ``fingerprints`` by the names of :meth:`Recipe.sources`."""
     plugins = sorted(digest_of(path) for path in recipe.plugins)
     keys: dict[str, str] = {}
     for name, stage in recipe.stages.items():
@@ -43,9 +41,7 @@ def stage_keys(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, str
 
 
 def pinned(recipe: Recipe) -> dict[str, bool]:
-    """Whether a stage is the same for every seed of the recipe: its own and all its inputs' seeds
-    are pinned.
-    """
+    """Whether a stage is the same for every seed of the recipe: its own and all its inputs' seeds are pinned."""
     out: dict[str, bool] = {}
     for name, stage in recipe.stages.items():
         out[name] = stage.seed is not None and all(out[i] for i in inputs_of(stage, recipe))
@@ -53,9 +49,7 @@ def pinned(recipe: Recipe) -> dict[str, bool]:
 
 
 class _Canonical:
-    """Typed parameters as plain data without names: references are replaced by what they point
-    to.
-    """
+    """Typed parameters as plain data without names: references are replaced by what they point to."""
 
     def __init__(self, recipe: Recipe, fingerprints: Mapping[str, str], keys: Mapping[str, str]) -> None:
         self.recipe, self.fingerprints, self.keys = recipe, fingerprints, keys

@@ -1,6 +1,4 @@
-"""Reading a recipe: find, parse, override, import plug-ins, type, check, and shrink it if asked
-to.
-"""
+"""Reading a recipe: find, parse, override, import plug-ins, type, check, and shrink it if asked to."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ def _display(path: Path) -> str:
 
 def _check(document: Document, parts: Parts) -> None:
     """References, order, and whether what is referred to fits; puts the stages in order."""
-    broken = check_references(document, parts)
+    broken = parts.partial | check_references(document, parts)
     order = in_order(document, parts)
     if order is None:
         return

@@ -14,9 +14,7 @@ Depths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class ViT(Params):
-    """Vision Transformer (Dosovitskiy et al. 2021), cut into ``len(depths)`` modules of ``depths``
-    blocks.
-    """
+    """Vision Transformer (Dosovitskiy et al. 2021), cut into ``len(depths)`` modules of ``depths`` blocks."""
 
     name: str = "vit"
     width: PositiveInt = 64
@@ -40,9 +38,7 @@ class ViT(Params):
 
 
 class Timm(Params):
-    """Any timm model that is a stem, blocks and a head, cut into ``len(depths)`` modules (default:
-    4 near-equal).
-    """
+    """Any timm model that is a stem, blocks and a head, cut into ``len(depths)`` modules (default: 4 near-equal)."""
 
     name: str
     depths: Depths | None = None
@@ -52,9 +48,7 @@ class Timm(Params):
 
 
 def _small_vit(params: ViT, factor: int) -> ViT:
-    """One block a module, widths divided by the recipe's common factor so that stitches still
-    fit.
-    """
+    """One block a module, widths divided by the recipe's common factor so that stitches still fit."""
     width = max(2, params.width // factor)
     heads = next(h for h in (params.heads or 2, 2, 1) if h <= 2 and width % h == 0)
     return params.changed(width=width, heads=heads, depths=(1,) * len(params.depths))

@@ -11,9 +11,7 @@ from modnet.recipe.problems import Path, Spot, dotted
 
 
 def apply(document: Document, override: str) -> None:
-    """Set one value; it is YAML, read as strictly as the file. Raises RequestError for what is not
-    ``key=value``.
-    """
+    """Set one value; it is YAML, read as strictly as the file. Raises RequestError for what is not ``key=value``."""
     left, equals, text = override.partition("=")
     parts = left.strip().split(".")
     if not equals or not all(parts):

@@ -1,6 +1,4 @@
-"""Plug-in files of a recipe: Python that registers models, sources, optimizers … before the recipe
-is checked.
-"""
+"""Plug-in files of a recipe: Python that registers models, sources, optimizers … before the recipe is checked."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from modnet.registry import TABLES, origin
 
 
 def load_plugins(document: Document, folder: Path) -> tuple[Path, ...]:
-    """Import the files under ``plugins``, relative to the recipe's folder; notes what is missing or
-    fails.
-    """
+    """Import the files under ``plugins``, relative to the recipe's folder; notes what is missing or fails."""
     listed = document.data.get("plugins", [])
     if not isinstance(listed, list):
         document.complain(("plugins",), "wants a list of files, such as [my_model.py]")
@@ -42,9 +38,7 @@ def _wrong(path: Path) -> str:
 
 
 def load_plugin(path: Path) -> None:
-    """Import one file; again only if its content has changed, and then what it registered before is
-    dropped.
-    """
+    """Import one file; again only if its content has changed, and then what it registered before is dropped."""
     name = f"modnet_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     digest = digest_of(path)
     if name in sys.modules and sys.modules[name].__dict__.get("__digest__") == digest:

@@ -1,6 +1,4 @@
-"""Where something stands in a recipe, what is wrong with it, and the one message that holds all
-errors.
-"""
+"""Where something stands in a recipe, what is wrong with it, and the one message that holds all errors."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ def dotted(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a key and its value were written; ``path`` is the key path *there* (defaults keep
-    theirs).
-    """
+    """Where a key and its value were written; ``path`` is the key path *there* (defaults keep theirs)."""
 
     key: str
     value: str
@@ -31,9 +27,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Problem:
-    """One error: ``where`` it is (file:line:column), the key path, the value if it matters, and
-    what to do.
-    """
+    """One error: ``where`` it is (file:line:column), the key path, the value if it matters, and what to do."""
 
     where: str
     path: str
@@ -46,9 +40,7 @@ class Problem:
 
 
 class RecipeError(RequestError):
-    """Everything that is wrong with a recipe, in one message; ``problems`` holds the single
-    errors.
-    """
+    """Everything that is wrong with a recipe, in one message; ``problems`` holds the single errors."""
 
     def __init__(self, recipe: str, problems: Iterable[Problem]) -> None:
         self.problems = list(dict.fromkeys(problems))  # a default used by five stages is reported once

@@ -41,9 +41,7 @@ class Recipe:
         return self.seed if own is None else own
 
     def sources(self) -> dict[str, Source]:
-        """Every data source that a stage reads, by the name that stage keys ask fingerprints
-        for.
-        """
+        """Every data source that a stage reads, by the name that stage keys ask fingerprints for."""
         from modnet.recipe.references import resolve_suite
 
         found = dict(self.data)
@@ -61,9 +59,7 @@ class Recipe:
         return f"{count} stage{'s' * (count > 1)} ({', '.join(verbs)}) on {', '.join(sources)}"
 
     def manifest(self, stage: str) -> dict[str, Any]:
-        """A stage with the models and data that it names, as plain data, for the record of what was
-        run.
-        """
+        """A stage with the models and data that it names, as plain data, for the record of what was run."""
         from modnet.recipe.writing import stage_manifest
 
         return stage_manifest(self, stage)

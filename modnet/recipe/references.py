@@ -1,6 +1,4 @@
-"""What names in a recipe point to: data, models, stages, shift suites; and the order that
-follows.
-"""
+"""What names in a recipe point to: data, models, stages, shift suites; and the order that follows."""
 
 from __future__ import annotations
 
@@ -73,9 +71,7 @@ def _source(name: str, recipe: Named) -> Source | None:
 
 
 def in_order(document: Document, recipe: Named) -> list[str] | None:
-    """Stage names, each after what it needs and otherwise as written; notes cycles, and then gives
-    None.
-    """
+    """Stage names, each after what it needs and otherwise as written; notes cycles, and then gives None."""
     order: list[str] = []
     clean = True
     for name in recipe.stages:

@@ -1,6 +1,4 @@
-"""From a document to typed parts: data, models and stages, with every error noted where it was
-written.
-"""
+"""From a document to typed parts: data, models and stages, with every error noted where it was written."""
 
 from __future__ import annotations
 
@@ -33,6 +31,7 @@ class Parts:
     data: dict[str, Source] = field(default_factory=dict)
     models: dict[str, Params] = field(default_factory=dict)
     stages: dict[str, Stage] = field(default_factory=dict)
+    partial: set[str] = field(default_factory=set)  # stages of which some keys could not be read
     notes: list[str] = field(default_factory=list)
 
 
@@ -44,7 +43,7 @@ def read_parts(document: Document) -> Parts:
         warnings.simplefilter("always", DeprecationWarning)
         parts.data = _things(document, "data", DATA)
         parts.models = _things(document, "models", MODELS)
-        parts.stages = _stages(document)
+        parts.stages, parts.partial = _stages(document)
     parts.notes = list(dict.fromkeys(str(item.message) for item in caught))
     _unique(document)
     return parts
@@ -107,8 +106,8 @@ def _things(document: Document, section: str, registry: Registry) -> dict[str, A
     return out
 
 
-def _stages(document: Document) -> dict[str, Stage]:
-    """The typed stages, with ``defaults`` filled in."""
+def _stages(document: Document) -> tuple[dict[str, Stage], set[str]]:
+    """The typed stages, with ``defaults`` filled in, and which of them could be read only in part."""
     section = _section(document, "stages")
     if not section:
         document.complain(("stages",), "a recipe needs at least one stage", quote=False)
@@ -120,15 +119,29 @@ def _stages(document: Document) -> dict[str, Stage]:
     classes = [cls for cls, _ in filled.values()]
     if len(classes) == len(section):  # else a default may belong to a stage whose verb is misspelt
         _unused_defaults(document, classes)
-    out = {}
+    out: dict[str, Stage] = {}
+    partial = set()
     for name, (cls, values) in filled.items():
         try:
             out[name] = cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             document.data["stages"][name] = values  # so that errors can quote what defaults filled in
             explain(document, ("stages", name), cls, error)
+            if rest := _rest(cls, values, error):
+                out[name] = rest
+                partial.add(name)
     _check_overridden(document, filled)
-    return out
+    return out, partial
+
+
+def _rest(cls: type[Stage], values: dict[str, Any], error: ValidationError) -> Stage | None:
+    """A stage without the keys that are wrong, so that errors among its references are found in the same go."""
+    wrong = {item["loc"][0] for item in error.errors(include_url=False) if item["loc"]}
+    try:
+        rest = {key: value for key, value in values.items() if key not in wrong}
+        return cls.model_validate_json(json.dumps(rest), strict=True)
+    except ValidationError:
+        return None
 
 
 def _class_of(document: Document, path: Path, value: Any) -> type[Stage] | None:
@@ -169,9 +182,7 @@ def fillable(cls: type[Params]) -> list[str]:
 
 
 def _named(info: FieldInfo, shared: Any) -> dict[str, Any]:
-    """What ``{lr: 0.1}`` without a name changes: the shared optimizer, or else the field's own
-    default.
-    """
+    """What ``{lr: 0.1}`` without a name changes: the shared optimizer, or else the field's own default."""
     if isinstance(shared, str):
         return {"name": shared}
     if isinstance(shared, dict) and "name" in shared:

@@ -13,9 +13,7 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Names such as ``fashion-mnist/m2mkd`` and their files: inside the wheel, or in a checkout's
-    ``recipes``.
-    """
+    """Names such as ``fashion-mnist/m2mkd`` and their files: inside the wheel, or in a checkout's ``recipes``."""
     package = Path(modnet.__file__).parent
     for root in (package / "shipped", package.parent / "recipes"):
         if root.is_dir():
@@ -25,9 +23,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, the folder of a run, or a shipped name; raises RequestError
-    with near names.
-    """
+    """The file of a recipe: a path, the folder of a run, or a shipped name; raises RequestError with near names."""
     path = Path(name)
     if path.is_file():
         return path

@@ -1,6 +1,4 @@
-"""The smoke size of a recipe: every stage and method as they are, only smaller and shorter, each
-reduction told.
-"""
+"""The smoke size of a recipe: every stage and method as they are, only smaller and shorter, each reduction told."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ WIDEST, NARROWEST = 16, 8
 
 
 def smoke(recipe: Recipe) -> Recipe:
-    """The recipe at its smoke size: ``reductions`` lists ``models.vit_l.width: 64 -> 16`` and so
-    on.
-    """
+    """The recipe at its smoke size: ``reductions`` lists ``models.vit_l.width: 64 -> 16`` and so on."""
     factor = common_factor(recipe.models)
     data = {name: _shrunk(DATA, source, factor) for name, source in recipe.data.items()}
     models = {name: _shrunk(MODELS, model, factor) for name, model in recipe.models.items()}
@@ -40,9 +36,7 @@ def smoke(recipe: Recipe) -> Recipe:
 
 
 def common_factor(models: Mapping[str, Params]) -> int:
-    """What all widths are divided by, a power of two: one factor for all, so that stitches and
-    metas still fit.
-    """
+    """What all widths are divided by, a power of two: one factor for all, so that stitches and metas still fit."""
     widths = [width for model in models.values() if isinstance(width := getattr(model, "width", None), int)]
     fixed = any(hasattr(model, "width") and not MODELS.get(_name(model)).smoke for model in models.values())
     factor = 1

@@ -1,6 +1,4 @@
-"""Typed stages: what each verb takes. References to models, data and stages are names, checked by
-the schema.
-"""
+"""Typed stages: what each verb takes. References to models, data and stages are names, checked by the schema."""
 
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
@@ -80,9 +78,7 @@ class Train(TrainingStage):
 
 
 class Incubate(TrainingStage):
-    """Deep Incubation: train each module of ``model`` alone inside a frozen meta network (Ni et al.
-    2022).
-    """
+    """Deep Incubation: train each module of ``model`` alone inside a frozen meta network (Ni et al. 2022)."""
 
     gives: ClassVar[Gives] = "modules"
     run: Literal["incubate"] = "incubate"
@@ -132,9 +128,7 @@ class HintonKD(Distill):
 
 
 class Features(Distill):
-    """Feature m2m: student module i gets the teacher's input of module i and must give the
-    teacher's output of it.
-    """
+    """Feature m2m: student module i gets the teacher's input of module i and must give the teacher's output of it."""
 
     gives: ClassVar[Gives] = "modules"
     method: Literal["features"] = "features"
@@ -157,9 +151,7 @@ class Teaching(Params):
 
 
 class Assemble(TrainingStage):
-    """Join the modules of an incubation or distillation into one network, then fine-tune it end to
-    end.
-    """
+    """Join the modules of an incubation or distillation into one network, then fine-tune it end to end."""
 
     gives: ClassVar[Gives] = "network"
     run: Literal["assemble"] = "assemble"
@@ -198,9 +190,7 @@ VERBS.register("evaluate", Evaluate, "modnet.methods.evaluation:Evaluation")
 
 
 def stage_class(values: dict[str, Any]) -> type[Stage]:
-    """The typed class of a stage written as a mapping; raises UnknownName for a verb or method that
-    is not there.
-    """
+    """The typed class of a stage written as a mapping; raises UnknownName for a verb or method that is not there."""
     entry = VERBS.get(str(values.get("run")))
     if entry.params is not Distill:
         return entry.params  # type: ignore[return-value]

@@ -48,9 +48,7 @@ class _Names:
         return list(section) if isinstance(section, dict) else []
 
     def unread(self, target: str) -> bool:
-        """Whether a name, or the one that a shift's suffix is added to, stands for what could not
-        be read.
-        """
+        """Whether a name, or the one that a shift's suffix is added to, stands for what could not be read."""
         read = (self.recipe.data, self.recipe.models, self.recipe.stages)
         if self.kind(target) is None:
             sections = [self.document.data.get(section) for section in SECTIONS.values()]
@@ -79,9 +77,7 @@ class _Names:
         return _gives_wrong(ref, self.recipe.stages[target], target) if held == "stage" else ""
 
     def wanted(self, ref: Ref, target: str = "") -> str:
-        """What a reference wants, with the names that look like the one that was given, or all
-        there are.
-        """
+        """What a reference wants, with the names that look like the one that was given, or all there are."""
         phrase = " or ".join(PHRASES[kind] for kind in ref.kinds)
         allowed = [name for kind in ref.kinds for name in self.of(kind)]
         every = [name for kind in SECTIONS for name in self.of(kind)]

@@ -1,6 +1,4 @@
-"""Typed parameters of everything that a training stage is made of: optimizers, schedules,
-augmentations.
-"""
+"""Typed parameters of everything that a training stage is made of: optimizers, schedules, augmentations."""
 
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
@@ -43,9 +41,7 @@ class SGD(Params):
 
 
 class Muon(Params):
-    """Orthogonalised momentum on the blocks' matrices (views that leaves declare), AdamW on all
-    else.
-    """
+    """Orthogonalised momentum on the blocks' matrices (views that leaves declare), AdamW on all else."""
 
     name: Literal["muon"] = "muon"
     lr: PositiveFloat = 0.02
@@ -86,9 +82,7 @@ class Schedule(Params):
 
 
 class EpochwiseCosine(Params):
-    """The Deep Incubation reference: cosine per epoch, absolute warm-up start and floor, one epoch
-    of lag by option.
-    """
+    """The Deep Incubation reference: cosine per epoch, absolute warm-up start and floor, one epoch of lag by option."""
 
     name: Literal["cosine-epochwise"] = "cosine-epochwise"
     warmup_epochs: NonNegativeInt = 20
@@ -144,9 +138,7 @@ class Erase(Params):
 
 
 class Mixup(Params):
-    """Blend each image and its target with its neighbour's in the epoch's order (Zhang et al.
-    2017).
-    """
+    """Blend each image and its target with its neighbour's in the epoch's order (Zhang et al. 2017)."""
 
     name: Literal["mixup"] = "mixup"
     alpha: PositiveFloat = 0.8
@@ -172,9 +164,7 @@ class MixupOrCutMix(Params):
 
 
 class RandAugment(Params):
-    """``ops`` random operations for each image at magnitude ``m`` of 10 with spread ``std`` (Cubuk
-    et al. 2019).
-    """
+    """``ops`` random operations for each image at magnitude ``m`` of 10 with spread ``std`` (Cubuk et al. 2019)."""
 
     name: Literal["randaugment"] = "randaugment"
     ops: PositiveInt = 2

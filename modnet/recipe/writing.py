@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 
 def plain(params: Params) -> dict[str, Any]:
-    """Parameters as plain data under the keys that a recipe uses; what is nothing by default is
-    left out.
-    """
+    """Parameters as plain data under the keys that a recipe uses; what is nothing by default is left out."""
     values: dict[str, Any] = params.model_dump(mode="json", by_alias=True)
     unset = {
         info.alias or name
@@ -29,9 +27,7 @@ def plain(params: Params) -> dict[str, Any]:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """The whole recipe as plain data; plug-ins by their full paths, as the text may be kept
-    elsewhere.
-    """
+    """The whole recipe as plain data; plug-ins by their full paths, as the text may be kept elsewhere."""
     out: dict[str, Any] = {"name": recipe.name, "seed": recipe.seed}
     if recipe.plugins:
         out["plugins"] = [str(path) for path in recipe.plugins]

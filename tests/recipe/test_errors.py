@@ -91,6 +91,12 @@ def test_one_error(errors: Wrong, full: str, override: str, part: str) -> None:
     assert len(found) <= 2, "no errors that only follow from this one"
 
 
+def test_a_stage_with_a_wrong_key_has_its_references_checked_too(errors: Wrong, full: str) -> None:
+    found = errors(full, "stages.hinton.epochs=x", "stages.hinton.teacher=techer", "stages.hinton.foo=1")
+    assert any("stages.hinton.teacher: 'techer'" in line and "'teacher'" in line for line in found)
+    assert len(found) == 3
+
+
 def test_an_error_in_a_default_is_told_once_and_where_the_default_stands(errors: Wrong, full: str) -> None:
     assert errors(full.replace("batch: 128", "batch: 0")) == ["r.yaml:12:10: defaults.batch: 0: must be more than 0"]
 
