@@ -124,7 +124,7 @@ class Module(nn.Module):
             if type(self) is cls:
                 bound = signature.bind(self, *args, **kw)
                 bound.apply_defaults()  # a default that changes later must not change stored networks
-                self.arguments = {k: v for k, v in list(bound.arguments.items())[1:]}
+                self.arguments = dict(list(bound.arguments.items())[1:])
 
         cls.__init__ = recorded  # type: ignore[method-assign, assignment]
 
@@ -132,7 +132,7 @@ class Module(nn.Module):
         raise NotImplementedError
 
     def matrices(self) -> dict[str, int]:
-        """Parameter name → number of equal matrices stacked along its first axis, for optimizers that act on matrices."""
+        """For optimizers that act on matrices: parameter name → how many are stacked along its first axis."""
         return {}
 
     def train(self, mode: bool = True) -> Self:

@@ -17,13 +17,13 @@ from modnet.engine.artifacts import load_chain, save_chain
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
 from modnet.errors import RequestError
-from modnet.methods.base import NETWORK, Inputs, Method
-from modnet.methods.costs import ancestors
-from modnet.recipe import Recipe, inputs_of, load_recipe, stage_keys
-from modnet.recipe.stages import Evaluate, Stage, TrainingStage
-from modnet.registry import MODELS, VERBS
 from modnet.evaluation.cost import cost
 from modnet.evaluation.summary import summarise
+from modnet.methods.base import NETWORK, Inputs, Method
+from modnet.methods.costs import ancestors
+from modnet.recipe import Recipe, inputs_of, load_recipe, resolve_suite, stage_keys
+from modnet.recipe.stages import Evaluate, Stage, TrainingStage
+from modnet.registry import MODELS, VERBS
 from modnet.store import RunFolder, Store, atomic_write_json
 
 DEFAULT_RUNS = Path("runs")
@@ -38,13 +38,18 @@ class Session:
     keys: dict[str, str]
     folder: RunFolder
     console: Console
+    device: torch.device
     threads: int = field(default_factory=torch.get_num_threads)
     told: set[str] = field(default_factory=set)
 
     @property
     def inputs(self) -> Inputs:
         """What stages read from."""
-        return Inputs(self.recipe, self.store, self.keys, lambda text: self.console.print(f"  {text}", highlight=False))
+        return Inputs(self.recipe, self.store, self.keys, self.say, self.device)
+
+    def say(self, text: str) -> None:
+        """Print a message below the stage that it is about."""
+        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def run(
@@ -55,12 +60,13 @@ def run(
     dry_run: bool = False,
     seeds: Sequence[int] | None = None,
     threads: int | None = None,
+    device: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Bring every stage of a recipe (or those of one verb and what they need) up to date, for each seed.
 
     Gives the summary: ``{"rows": {stage: {metric: {"values", "mean", "half_width"}}}, …}``. A stage whose key is in
-    the store is not trained again. Raises UserError with one readable paragraph.
+    the store is not trained again. ``folder`` names the run's folder. Raises UserError with one readable paragraph.
     """
     console = console or Console()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
@@ -68,7 +74,7 @@ def run(
         torch.set_num_threads(threads)
     results = {}
     for seed in seeds if seeds is not None else [recipe.seed]:
-        session = open_session(recipe.with_seed(seed), runs, console)
+        session = open_session(recipe.with_seed(seed), runs, console, device)
         wanted = stages_for(session.recipe, verb)
         announce(session, wanted)
         if not dry_run:
@@ -78,15 +84,39 @@ def run(
     summary = summarise({seed: rows for seed, rows in results.items() if rows})
     if summary["rows"]:
         atomic_write_json(session.folder.path.parent / "summary.json", summary)
-    console.print(f"run folder: {session.folder.path.parent if len(results) > 1 else session.folder.path}", soft_wrap=True)
-    return summary
+    return {**summary, "folder": str(session.folder.path if len(results) == 1 else session.folder.path.parent)}
 
 
-def open_session(recipe: Recipe, runs: Path, console: Console) -> Session:
-    """Keys, store and run folder of one seed of a recipe."""
-    fingerprints = {name: data.fingerprint(params) for name, params in recipe.sources().items()}
-    keys = stage_keys(recipe, fingerprints)
-    return Session(recipe, Store(runs / "store", lambda text: console.print(f"  {text}")), keys, RunFolder(runs, recipe.name, recipe.seed), console)
+def open_session(recipe: Recipe, runs: Path, console: Console, device: str | None = None) -> Session:
+    """Keys, store and run folder of one seed of a recipe; ``device`` None is the GPU if there is one."""
+    keys = stage_keys(recipe, fingerprints(recipe))
+    return Session(
+        recipe,
+        Store(runs / "store", lambda text: console.print(f"  {text}")),
+        keys,
+        RunFolder(runs, recipe.name, recipe.seed),
+        console,
+        pick_device(device),
+    )
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of a name, or the first GPU, else the CPU; raises RequestError if torch cannot use it."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"--device {name}: torch cannot use it here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """What stands for the contents of every data source and shift suite of a recipe."""
+    found = {name: data.fingerprint(params) for name, params in recipe.sources().items()}
+    for stage in recipe.stages.values():
+        for name in stage.on if isinstance(stage, Evaluate) else ():
+            found.setdefault(name, data.fingerprint(*resolve_suite(name, recipe)))
+    return found
 
 
 def stages_for(recipe: Recipe, verb: str | None) -> list[str]:
@@ -130,7 +160,9 @@ def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
                 run_stage(session, name, stage)
             session.folder.link(name, key)
             if isinstance(stage, Evaluate):
-                rows |= store.result(key)["rows"]
+                rows |= dict(
+                    zip(stage.of, store.result(key)["rows"], strict=True)
+                )  # stages may have been renamed since
     session.folder.write_results(rows)
     return rows
 
@@ -146,7 +178,7 @@ def run_stage(session: Session, name: str, stage: Stage) -> None:
     method = VERBS.get(stage.run).resolve()(stage, session.inputs)
     torch.set_num_threads(session.threads)  # an earlier stage may have gone on with those of its first start
     if isinstance(stage, Evaluate):
-        result: dict[str, Any] = {"rows": method.rows()}
+        result: dict[str, Any] = {"rows": list(method.rows().values())}
     else:
         result = learn(session, name, method, folder)
     store.finish(key, result)
@@ -180,7 +212,7 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
 
 
 def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
-    """A row for every stage: whether it is done, what it reads, its epochs, and the size of the model that it builds.
+    """A row for every stage: whether it is done, what it reads, its epochs, and the model that it builds.
 
     Parameters and multiply-adds (MACs) of one image are counted without weights and without reading images.
     """
@@ -192,9 +224,8 @@ def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
             {
                 "stage": name,
                 "verb": stage.run,
-                "key": session.keys[name][:8],
                 "state": "done" if session.store.is_done(session.keys[name]) else "to do",
-                "reads": ", ".join(inputs_of(stage, recipe)),
+                "reads": " ".join(inputs_of(stage, recipe)),
                 "epochs": getattr(stage, "epochs", None),
                 **(model_size(recipe, model, stage.data) if model and isinstance(stage, TrainingStage) else {}),
             }
@@ -202,14 +233,14 @@ def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
     return rows
 
 
-def model_size(recipe: Recipe, model: str, source: str) -> dict[str, str]:
-    """Parameters and MACs of a model for the images of a data source, as printed."""
+def model_size(recipe: Recipe, model: str, source: str) -> dict[str, Any]:
+    """Parameters and MACs of a model for the images of a data source."""
     port, classes = data.port_of(recipe.data[source])
     params = recipe.models[model]
     with torch.device("meta"):
         chain = MODELS.get(str(params.name)).resolve()(params, port, classes)  # type: ignore[attr-defined]
     counted = cost(chain, port)
-    return {"model": model, "parameters": f"{counted.parameters:,}", "MACs": f"{counted.macs:,}"}
+    return {"model": model, "parameters": counted.parameters, "MACs": counted.macs}
 
 
 def load(path: str | Path, stage: str | None = None) -> Chain:
@@ -235,7 +266,12 @@ def networks(run_folder: Path) -> list[str]:
 
 
 def evaluate_run(
-    path: str | Path, on: Sequence[str] = (), *, of: Sequence[str] = (), console: Console | None = None
+    path: str | Path,
+    on: Sequence[str] = (),
+    *,
+    of: Sequence[str] = (),
+    device: str | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure the networks of a finished run on other test sets or shift suites, and give the summary.
 
@@ -250,8 +286,6 @@ def evaluate_run(
     if not on:
         raise RequestError(f"say on what: modnet eval {folder} --on NAME; the run's recipe evaluates nothing itself")
     keys = json.loads((folder / "run.json").read_text())["keys"]
-    inputs = Inputs(recipe, Store(folder.parent.parent / "store"), keys, lambda text: console.print(f"  {text}"))
+    inputs = Inputs(recipe, Store(folder.parent.parent / "store"), keys, console.print, pick_device(device))
     method = VERBS.get("evaluate").resolve()(Evaluate(of=of, on=on), inputs)
     return summarise({recipe.seed: method.rows()})
-
-

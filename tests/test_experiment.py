@@ -78,6 +78,7 @@ def test_seeds_give_a_summary_with_paired_differences(recipe: Path) -> None:
     _, summary = run(recipe, seeds=[0, 1])
     path = recipe.parent / "runs" / "pair"
     on_disk = json.loads((path / "summary.json").read_text())
+    assert summary.pop("folder") == str(path)
     assert on_disk == json.loads(json.dumps(summary))
     row = on_disk["rows"]["student"]["top1"]
     assert len(row["values"]) == 2

@@ -64,15 +64,11 @@ def execute(words: list[str], folder: Path) -> None:
     """Run a command as a reader does; the test fails with what it printed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MODNET_")}
     env |= {"PATH": f"{SCRIPTS}{os.pathsep}{env['PATH']}", "COLUMNS": "120"}
-    done = subprocess.run(
-        words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    done = subprocess.run(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{shlex.join(words)} exited {done.returncode}:\n{done.stdout}"
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"), [pytest.param(*step, id=step[1].split("\n")[0]) for step in steps()]
-)
+@pytest.mark.parametrize(("kind", "text"), [pytest.param(*step, id=step[1].split("\n")[0]) for step in steps()])
 def test_step(kind: str, text: str, folder: Path) -> None:
     if kind == "file":
         (folder / text.split("\n")[0].removeprefix("# ")).write_text(text, encoding="utf-8")

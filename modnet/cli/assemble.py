@@ -5,6 +5,7 @@ from __future__ import annotations
 from modnet.cli.common import (
     HOME,
     Debug,
+    Device,
     DryRun,
     Overrides,
     RecipeName,
@@ -24,6 +25,7 @@ def assemble(
     seeds: Seeds = None,
     runs: Runs = HOME,
     threads: Threads = None,
+    device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Join trained modules into networks and fine-tune them, with what that needs first."""
@@ -36,4 +38,5 @@ def assemble(
         seeds=seeds,
         runs=runs,
         threads=threads,
+        device=device,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,9 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and wh
 Seeds = Annotated[str | None, typer.Option("--seeds", metavar="LIST", help="One run for each seed: 0-4 or 0,2,5.")]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", envvar="MODNET_RUNS", help="Where runs lie.")]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads to compute with.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 … [default: the GPU if there is one]")
+]
 Debug = Annotated[bool, typer.Option("--debug", callback=show_tracebacks, help="Show where an error was raised.")]
 HOME = Path("runs")
 
@@ -40,13 +44,29 @@ def run_verb(
     seeds: str | None,
     runs: Path,
     threads: int | None,
+    device: str | None,
 ) -> None:
     """Bring the stages of a verb (None: all) up to date; raises UserError."""
     chosen = parse_seeds(seeds)
     loaded = load(recipe, overrides, smoke)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("modnet").setLevel(logging.INFO)
     from modnet.experiment import run
 
-    run(loaded, runs=runs, verb=verb, dry_run=dry_run, seeds=chosen, threads=threads)
+    show_results(run(loaded, runs=runs, verb=verb, dry_run=dry_run, seeds=chosen, threads=threads, device=device))
+
+
+def show_results(summary: Mapping[str, Any]) -> None:
+    """Print the table of a summary, if anything was measured, and where the run lies."""
+    from rich.console import Console
+
+    from modnet.report.tables import results_table
+
+    console = Console()
+    if summary.get("rows"):
+        console.print(results_table(summary, console.width))
+    if "folder" in summary:
+        console.print(f"run folder: {summary['folder']}", soft_wrap=True, highlight=False)
 
 
 def load(recipe: str, overrides: Sequence[str] | None, smoke: bool = False) -> Recipe:

@@ -9,6 +9,7 @@ import typer
 from modnet.cli.common import (
     HOME,
     Debug,
+    Device,
     DryRun,
     Overrides,
     Runs,
@@ -38,6 +39,7 @@ def distill(
     seeds: Seeds = None,
     runs: Runs = HOME,
     threads: Threads = None,
+    device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Distil networks from teachers, with what that needs first."""
@@ -66,6 +68,7 @@ def distill(
         seeds=seeds,
         runs=runs,
         threads=threads,
+        device=device,
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from modnet.cli.common import (
     HOME,
     Debug,
+    Device,
     DryRun,
     Overrides,
     Runs,
@@ -17,6 +18,7 @@ from modnet.cli.common import (
     Smoke,
     Threads,
     run_verb,
+    show_results,
 )
 from modnet.errors import RequestError
 
@@ -37,6 +39,7 @@ def evaluate(
     seeds: Seeds = None,
     runs: Runs = HOME,
     threads: Threads = None,
+    device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Measure trained networks on test sets and shift suites (also: eval)."""
@@ -45,7 +48,7 @@ def evaluate(
             raise RequestError(f"a finished run takes no overrides: {' '.join(overrides)}")
         from modnet.experiment import evaluate_run
 
-        evaluate_run(Path(target), on=words(on), of=words(of))
+        show_results(evaluate_run(Path(target), on=words(on), of=words(of), device=device))
         return
     if on or of:
         raise RequestError(
@@ -61,6 +64,7 @@ def evaluate(
         seeds=seeds,
         runs=runs,
         threads=threads,
+        device=device,
     )
 
 

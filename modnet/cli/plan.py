@@ -15,19 +15,11 @@ def plan(
     """Show each stage: done or to do, what it reads, its size and cost; nothing is trained."""
     loaded = load(recipe, overrides, smoke)
     from rich.console import Console
-    from rich.table import Table
 
     from modnet.experiment import plan as rows_of
+    from modnet.report.tables import plan_table
 
     console = Console()
     for line in loaded.reductions:
         console.print(f"smoke: {line}", highlight=False)
-    rows = rows_of(loaded, runs=runs)
-    table = Table(box=None, pad_edge=False)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left")
-    for row in rows:
-        table.add_row(*(str("" if row.get(key) is None else row[key]) for key in columns))
-    console.print(table)
+    console.print(plan_table(rows_of(loaded, runs=runs)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from modnet.cli.common import (
     HOME,
     Debug,
+    Device,
     DryRun,
     Overrides,
     RecipeName,
@@ -24,6 +25,7 @@ def train(
     seeds: Seeds = None,
     runs: Runs = HOME,
     threads: Threads = None,
+    device: Device = None,
     debug: Debug = False,
 ) -> None:
     """Bring every stage of a recipe up to date."""
@@ -36,4 +38,5 @@ def train(
         seeds=seeds,
         runs=runs,
         threads=threads,
+        device=device,
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from modnet.chain import Chain
 from modnet.data import Dataset, load
 from modnet.data.loaders import TrainBatches
@@ -32,6 +34,7 @@ class Inputs:
     store: Store
     keys: Mapping[str, str]
     say: Callable[[str], None] = print
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def key(self, stage: Any) -> Key:
         """The random key of a stage: its seed and verb, never its name."""
@@ -47,7 +50,7 @@ class Inputs:
 
     def fresh(self, model: str, dataset: Dataset, key: Key) -> Chain:
         """A model of the recipe, built for a data set, with parameters drawn by the key."""
-        return build(self.recipe.models[model], dataset, key.fold("init"))
+        return build(self.recipe.models[model], dataset, key.fold("init")).to(self.device)
 
     def drop_path(self, stage: Any, model: str) -> float:
         """The drop-path rate of a stage: its own, or that of its model."""
@@ -61,13 +64,17 @@ class Inputs:
     def network(self, name: str, dataset: Dataset, key: Key) -> Chain:
         """The trained network of an earlier stage, or a model that brings its own weights."""
         if name in self.recipe.stages:
-            return load_chain(self.folder(name), NETWORK)
+            return self.stored(name, NETWORK)
         return self.fresh(name, dataset, key)
 
     def modules(self, name: str) -> list[Chain]:
         """The modules that an incubation or distillation stage trained, in order."""
         manifest = self.store.result(self.keys[name])
-        return [load_chain(self.folder(name), module_name(i)) for i in range(int(manifest["modules"]))]
+        return [self.stored(name, module_name(i)) for i in range(int(manifest["modules"]))]
+
+    def stored(self, stage: str, name: str) -> Chain:
+        """A chain that an earlier stage left."""
+        return load_chain(self.folder(stage), name).to(self.device)
 
 
 def build(params: Params, dataset: Dataset, key: Key) -> Chain:
@@ -111,12 +118,12 @@ class Method:
         raise NotImplementedError
 
     def flops(self) -> dict[str, float]:
-        """Training FLOPs of one image: ``student`` (what learns, forward and backward) and ``passes`` (frozen parts)."""
+        """Training FLOPs of one image: ``student`` (what learns, forward and backward), ``passes`` (frozen parts)."""
         raise NotImplementedError
 
     def job(self, name: str, objective: Any, tracks: list[Track], validate: Any, **extra: Any) -> Job:
         """A job on this stage's data and settings."""
-        batches = TrainBatches(self.dataset, self.stage.batch, self.key, self.stage.augment)
+        batches = TrainBatches(self.dataset, self.stage.batch, self.key, self.stage.augment, self.inputs.device)
         return Job(name, objective, tracks, batches, self.stage, self.key, validate, **extra)
 
     def track(self, name: str, chain: Chain) -> Track:
@@ -142,7 +149,7 @@ def student_modules(stage: Any, inputs: Inputs, dataset: Dataset, host: Chain, k
     for module in student:
         set_drop_path(module, rate)
     with key.fold("stitches").forked():
-        return [stitched(module, host, i, stage.stitch) for i, module in enumerate(student)]
+        return [stitched(module, host, i, stage.stitch).to(inputs.device) for i, module in enumerate(student)]
 
 
 def same_count(**networks: Chain) -> int:

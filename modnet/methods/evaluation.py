@@ -7,7 +7,6 @@ from typing import Any
 
 from modnet.chain import Chain
 from modnet.data import Suite, load_suite
-from modnet.engine.artifacts import load_chain
 from modnet.errors import RequestError
 from modnet.evaluation.cost import cost
 from modnet.evaluation.shift import SuiteScores, measure_suite
@@ -47,11 +46,12 @@ class Evaluation:
     def row(self, name: str, suites: list[tuple[Suite, str | None]]) -> Row:
         """All metrics of one stage: the test set's under their bare names, a shift's under ``shift_…``."""
         folder = self.inputs.folder(name)
-        network = load_chain(folder, NETWORK)
+        network = self.inputs.stored(name, NETWORK)
         row: Row = {"shifts": {}}
         first = suites[0][0]
         if (folder / f"{BEFORE}.json").exists():
-            row["before"] = measure_suite(load_chain(folder, BEFORE), first, self.stage.batch).mean.top1
+            before = self.inputs.stored(name, BEFORE)
+            row["before"] = measure_suite(before, first, self.stage.batch).mean.top1
         for suite, shift in suites:
             fits(network, suite)
             scores = measure_suite(network, suite, self.stage.batch)

@@ -62,5 +62,3 @@ class M2mKD(ModulewiseMethod):
             teaching = (self.teacher[i] + self.host[i + 1 :]).frozen()
             counted["passes"] += training_flops(teaching, teaching.takes or port)
         return counted
-
-

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from modnet.chain import Chain, Pass
-from modnet.engine.artifacts import load_chain
 from modnet.engine.batch import Batch
 from modnet.engine.checkpoint import Checkpoints
 from modnet.engine.job import Job, Metrics
@@ -82,8 +81,9 @@ class Supervised(WholeMethod):
             assert stage.model is not None
             self.chain = inputs.fresh(stage.model, self.dataset, self.key)
         else:
-            earlier = load_chain(inputs.folder(stage.from_), NETWORK)
-            self.chain, changes = adapt(earlier, self.dataset.port, len(self.dataset.classes), stage.on_mismatch, self.key)
+            earlier, classes = inputs.stored(stage.from_, NETWORK), len(self.dataset.classes)
+            adapted, changes = adapt(earlier, self.dataset.port, classes, stage.on_mismatch, self.key)
+            self.chain = adapted.to(inputs.device)
             for change in changes:
                 inputs.say(change)
             self.adapted = bool(changes)
@@ -108,5 +108,6 @@ class Hinton(WholeMethod):
         classes = len(self.dataset.classes)
         if self.teacher.gives is not None and self.teacher.gives["classes"] not in (None, classes):
             raise RequestError(
-                f"teacher {stage.teacher!r} tells {self.teacher.gives['classes']} classes apart, data {stage.data!r} has {classes}"
+                f"teacher {stage.teacher!r} tells {self.teacher.gives['classes']} classes apart, "
+                f"data {stage.data!r} has {classes}"
             )

@@ -25,7 +25,10 @@ FORMAT = 1
 
 
 def stage_keys(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """The key of every stage, 64 hexadecimal digits; ``fingerprints`` by the names of :meth:`Recipe.sources`."""
+    """The key of every stage, 64 hexadecimal digits.
+
+    ``fingerprints``: by the names of :meth:`Recipe.sources` and of the shift suites.
+    """
     plugins = sorted(digest_of(path) for path in recipe.plugins)
     keys: dict[str, str] = {}
     for name, stage in recipe.stages.items():
@@ -91,7 +94,9 @@ class _Canonical:
 
     def suite(self, name: str) -> dict[str, Any]:
         _, shift = resolve_suite(name, self.recipe)
-        return {**self.source(name.removesuffix(f"-{shift}") if shift else name), "shift": shift}
+        if shift is None:
+            return self.source(name)
+        return {**self.source(name.removesuffix(f"-{shift}")), "shift": shift, "changed": self.fingerprints.get(name)}
 
 
 def _base_name(registry: Registry, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,8 +19,12 @@ def percent(value: Interval) -> str:
 
 
 def count(value: Interval) -> str:
+    """A mean number with its SI suffix, three digits."""
+    return si(float(value["mean"]))
+
+
+def si(size: float) -> str:
     """A number with its SI suffix, three digits."""
-    size = float(value["mean"])
     for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
             return f"{size / limit:.3g} {suffix}"
@@ -39,7 +43,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     ("shift_top1", "shifted\ntop-1 %", percent, 0),
     ("top5", "top-5 %", percent, 120),
     ("nll", "NLL", lambda v: f"{v['mean']:.3f}", 120),
-    ("ece", "ECE %", percent, 120),
+    ("ece", "ECE", lambda v: f"{v['mean']:.3f}", 120),
     ("parameters", "params", count, 0),
     ("macs", "MACs", count, 0),
     ("seconds", "seconds", seconds, 0),
@@ -72,6 +76,21 @@ def _differences(summary: Mapping[str, Any]) -> list[Text]:
         return []
     lines = []
     for pair, metrics in summary["differences"].items():
-        told = ", ".join(f"{metric} {value['mean']:+.2f} ± {value['half_width']:.2f}" for metric, value in metrics.items())
+        told = ", ".join(
+            f"{metric} {value['mean']:+.2f} ± {value['half_width']:.2f}" for metric, value in metrics.items()
+        )
         lines.append(Text(f"{pair}: {told}"))
     return lines
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows of a plan, numbers in short form."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=column != "reads")
+    for row in rows:
+        cells = [row.get(column) for column in columns]
+        table.add_row(*("" if c is None else si(c) if isinstance(c, int) and c >= 1000 else str(c) for c in cells))
+    return table

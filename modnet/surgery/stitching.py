@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from modnet.chain import Chain, Module, Port
 from modnet.errors import RequestError
@@ -38,14 +39,14 @@ def _between(kind: str, takes: Port | None, gives: Port | None) -> Module:
 
 
 def without_stitches(chain: Chain) -> Chain:
-    """The chain's other leaves, sharing their parameters, under the same cut; raises PortMismatch if they do not fit."""
+    """The chain's other leaves, shared, under the same cut; raises PortMismatch if they do not fit."""
     rest = Chain([leaf for leaf in chain.leaves if not is_stitch(leaf)])
     return cut(rest, [depth for depth in chain.depths if depth]) if any(chain.depths) else rest
 
 
 def foldable(modules: Sequence[Chain]) -> bool:
     """Whether every joint of the modules is a pair of stitches that folds into one."""
-    joints = [(a.leaves[-1], b.leaves[0]) for a, b in zip(modules, modules[1:], strict=False)]
+    joints = [(a.leaves[-1], b.leaves[0]) for a, b in pairwise(modules)]
     return bool(joints) and all(is_stitch(a) and is_stitch(b) and folds(a, b) for a, b in joints)
 
 

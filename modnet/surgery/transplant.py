@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-
 from modnet.chain import Chain, Module
 from modnet.errors import RequestError
 from modnet.surgery.stitching import is_stitch
@@ -13,7 +12,7 @@ from modnet.surgery.stitching import is_stitch
 
 @dataclass
 class Report:
-    """Names of tensors: ``loaded`` into the network, ``left`` as the network had them, ``dropped`` from the students."""
+    """Names of tensors: ``loaded`` into the network, ``left`` as it had them, ``dropped`` from the students."""
 
     loaded: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
@@ -56,5 +55,3 @@ def _check(position: int, source: Module, target: Module) -> None:
         odd = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
         shapes = ", ".join(f"{name} {have.get(name, 'missing')} for {want.get(name, 'none')}" for name in odd)
         raise RequestError(f"leaf {position} ({type(source).__name__}) cannot be loaded: {shapes}")
-
-

@@ -21,9 +21,7 @@ from modnet.surgery import hybrid, stitched
 
 def batch(count: int = 5) -> Batch:
     generator = torch.Generator().manual_seed(1)
-    return Batch(
-        torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 3, torch.arange(count)
-    )
+    return Batch(torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 3, torch.arange(count))
 
 
 def m2mkd(**values: Any) -> M2mkd:
@@ -54,7 +52,7 @@ def test_a_step_changes_the_modules_alone(tiny: Callable[..., Chain]) -> None:
     before = {i: [p.clone() for p in c.parameters()] for i, c in students.items()}
     trainable = [p for p in objective.parameters() if p.requires_grad]
     assert {id(p) for p in trainable} == {id(p) for c in students.values() for p in c.parameters()}
-    sum(objective(batch(), Pass()).values()).backward()  # type: ignore[union-attr]
+    sum(objective(batch(), Pass()).values()).backward()
     torch.optim.SGD(trainable, lr=0.5).step()
     assert all(torch.equal(p, frozen[n]) for n, p in teacher.named_parameters())
     assert all(p.grad is None for c in (meta, teacher) for p in c.parameters())

@@ -30,7 +30,9 @@ def test_dropped_stitches_leave_the_distilled_tensors(taught: Any) -> None:
         if leaf.role != "stitch"
     ]
     for leaf, source in zip(before.leaves, taught_leaves, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(leaf.state_dict().values(), source.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(leaf.state_dict().values(), source.state_dict().values(), strict=True)
+        )
 
 
 def test_feature_modules_are_folded_by_default(taught: Any) -> None:
@@ -61,7 +63,7 @@ def test_hinton_trains_a_student_and_leaves_the_teacher(taught: Any) -> None:
 
 def test_going_on_from_a_stage_keeps_its_optimizer_state(taught: Any) -> None:
     schedule = "schedule={name: constant, warmup: 0}"
-    more = 'stages.more={run: train, from: base, epochs: 1, seed: 0, schedule: {name: constant, warmup: 0}}'
+    more = "stages.more={run: train, from: base, epochs: 1, seed: 0, schedule: {name: constant, warmup: 0}}"
     inputs = taught.run(f"stages.base.{schedule}", "stages.base.select=last", more, only="more")
     first, second = taught.chain(inputs, "base"), taught.chain(inputs, "more")
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

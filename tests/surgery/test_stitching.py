@@ -70,7 +70,9 @@ def test_transplant_drops_stitches_and_loads_everything_else() -> None:
     taught, network = students("ln-linear"), small(8, 5)
     report = transplant(taught, network)
     kept = without_stitches(Chain([leaf for student in taught for leaf in student.leaves]))
-    assert all(torch.equal(a, b) for a, b in zip(kept.state_dict().values(), network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept.state_dict().values(), network.state_dict().values(), strict=True)
+    )
     assert len(report.loaded) == len(network.state_dict())
     assert len(report.dropped) == 4 * 4
     assert report.left == []
