@@ -193,11 +193,11 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
         dataset = method.dataset
         reporter = Reporter(folder, title, session.console, mean=dataset.mean, std=dataset.std, told=session.told)
         outcomes.append(train(job, folder, reporter))
-    kept = method.keep()
+    metrics = {track: found for outcome in outcomes for track, found in outcome.metrics.items()}
+    kept = method.keep(metrics)
     for chain_name, chain in kept.chains.items():
         save_chain(folder, chain_name, chain)
     images = sum(outcome.images for outcome in outcomes) / len(outcomes)
-    metrics = {track: found for outcome in outcomes for track, found in outcome.metrics.items()}
     seconds = sum(outcome.seconds for outcome in outcomes)
     scores = "  ".join(f"{found['top1']:.2f}" for found in metrics.values())
     session.console.print(f"  [green]{name}[/green]: val top-1 {scores} % after {seconds:.0f} s", highlight=False)

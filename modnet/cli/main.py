@@ -11,6 +11,7 @@ import typer
 
 from modnet.cli import (
     assemble,
+    bench,
     cp,
     distill,
     evaluate,
@@ -44,6 +45,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("show", show.show),
     ("validate", validate.validate),
     ("plan", plan.plan),
+    ("bench", bench.bench),
 )
 for _name, _command in COMMANDS:
     app.command(_name)(_command)

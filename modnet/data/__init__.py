@@ -12,6 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
 from modnet.chain import Port
 from modnet.data.files import data_home
 from modnet.data.shift_table import SHIFT_VERSION
@@ -48,20 +50,22 @@ def port_of(params: Source) -> tuple[Port, int]:
     return described.port, len(described.classes)
 
 
-def load_suite(name: str, params: Source, shift: str | None = None) -> Suite:
-    """The test splits to evaluate on: the test set itself, or with ``shift`` ("r", "c") its changed
-    copies.
+def load_suite(name: str, params: Source, shift: str | None = None, limit: int | None = None) -> Suite:
+    """The test splits to evaluate on: the whole test set, or with ``shift`` ("r", "c") its changed copies.
+
+    ``limit``: of the changed copies only the first so many images.
     """
     dataset = load(params)
     if shift is None:
         return Suite(name, {"test": dataset.test}, dataset)
-    return Suite(name, _parts(params, shift, dataset.fingerprint), dataset)
+    return Suite(name, _parts(params, shift, limit, dataset.fingerprint), dataset)
 
 
 @functools.lru_cache(maxsize=2)
-def _parts(params: Source, shift: str, fingerprint: str) -> Parts:
-    entry = SHIFTS.get(shift)
-    return Parts(load(params).test, entry.resolve()(entry.params.model_validate({"name": shift})))
+def _parts(params: Source, shift: str, limit: int | None, fingerprint: str) -> Parts:
+    entry, test = SHIFTS.get(shift), load(params).test
+    base = test if limit is None else test.take(torch.arange(min(limit, len(test))))
+    return Parts(base, entry.resolve()(entry.params.model_validate({"name": shift})))
 
 
 def _describe(params: Source) -> Description:

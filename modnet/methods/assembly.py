@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from modnet.chain import Chain
+from modnet.engine.job import Metrics
 from modnet.evaluation.accuracy import measure
 from modnet.methods.base import BEFORE, NETWORK, Inputs, Kept
 from modnet.methods.supervised import WholeMethod
@@ -50,7 +53,7 @@ class Assembly(WholeMethod):
         assert isinstance(source, Distill)
         return source.student
 
-    def keep(self) -> Kept:
+    def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """The network, as assembled and as fine-tuned."""
         facts = {"before_val_top1": self.before_top1, "assembly": self.how}
         return Kept({NETWORK: self.chain, BEFORE: self.before}, facts)

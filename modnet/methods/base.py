@@ -13,7 +13,7 @@ from modnet.chain import Chain
 from modnet.data import Dataset, load
 from modnet.data.loaders import TrainBatches
 from modnet.engine.artifacts import load_chain
-from modnet.engine.job import Job, Track
+from modnet.engine.job import Job, Metrics, Track
 from modnet.errors import RequestError
 from modnet.layers.drop_path import set_drop_path
 from modnet.randomness import Key
@@ -113,8 +113,8 @@ class Method:
         """The training runs of this stage, in order; each resumes by itself."""
         raise NotImplementedError
 
-    def keep(self) -> Kept:
-        """What goes into the store once the jobs are done."""
+    def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
+        """What goes into the store once the jobs are done; ``metrics`` on val by track, of the weights selected."""
         raise NotImplementedError
 
     def flops(self) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Evaluation:
         found = []
         for name in self.stage.on:
             params, shift = resolve_suite(name, self.inputs.recipe)
-            found.append((load_suite(name, params, shift), shift))
+            found.append((load_suite(name, params, shift, self.stage.limit), shift))
         return found
 
     def rows(self) -> dict[str, Row]:

@@ -82,15 +82,11 @@ class ModulewiseMethod(Method):
         """Accuracy of every hybrid on val: the number that foretells assembly."""
         return {module_name(i): measure(self.hybrid(i), self.dataset.val, self.dataset).as_dict() for i in places}
 
-    def keep(self) -> Kept:
+    def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """Every module with its stitches, and each hybrid's accuracy on val."""
-        scores = self.validate(list(range(len(self.learners))))
-        facts: dict[str, Any] = {
-            "modules": len(self.learners),
-            "hybrid_val_top1": [scores[module_name(i)]["top1"] for i in range(len(self.learners))],
-            "host_val_top1": measure(self.host, self.dataset.val, self.dataset).top1,
-        }
-        return Kept({module_name(i): chain for i, chain in enumerate(self.learners)}, facts)
+        names = [module_name(i) for i in range(len(self.learners))]
+        facts: dict[str, Any] = {"modules": len(names), "hybrid_val_top1": [metrics[name]["top1"] for name in names]}
+        return Kept(dict(zip(names, self.learners, strict=True)), facts)
 
     def flops(self) -> dict[str, float]:
         """The modules forward and backward; the host's front once and its tails for every module."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ class WholeMethod(Method):
         """Accuracy of the network on val."""
         return {TRACK: measure(self.chain, self.dataset.val, self.dataset).as_dict()}
 
-    def keep(self) -> Kept:
+    def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """The network."""
         return Kept({NETWORK: self.chain})
 

@@ -175,6 +175,7 @@ class Evaluate(Stage):
     run: Literal["evaluate"] = "evaluate"
     of: Annotated[tuple[WholeStageRef, ...], Field(min_length=1)]
     on: Annotated[tuple[SuiteRef, ...], Field(min_length=1)]
+    limit: PositiveInt | None = None  # of a shift suite's parts only the first so many images; test sets are read whole
     batch: Annotated[PositiveInt, NoDefault()] = 512  # images at once; training's `batch` is no default for it
     throughput: Annotated[bool, Unkeyed()] = True
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from modnet.bench.pairs import Comparison
 
 Interval = Mapping[str, Any]
 
@@ -93,4 +97,18 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         cells = [row.get(column) for column in columns]
         table.add_row(*("" if c is None else si(c) if isinstance(c, int) and c >= 1000 else str(c) for c in cells))
+    return table
+
+
+def bench_table(comparisons: Sequence[Comparison]) -> Table:
+    """Comparisons: the median ratio, and its least and greatest."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("ours", "baseline"):
+        table.add_column(column)
+    for column in ("ms", "baseline ms", "times faster"):
+        table.add_column(column, justify="right")
+    for c in comparisons:
+        own, other = (1000 * median(s) for s in (c.seconds, c.baseline_seconds))
+        ratio = f"{c.ratio:.2f} ({min(c.ratios):.2f} to {max(c.ratios):.2f})"
+        table.add_row(c.ours, c.baseline, f"{own:.1f}", f"{other:.1f}", ratio)
     return table

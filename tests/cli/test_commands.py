@@ -34,8 +34,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple, dict[str, A
         return call
 
     rows = [{"stage": "teacher", "state": "to do", "epochs": 6}, {"stage": "verdict", "state": "done"}]
-    stand_in.run = note("run")  # type: ignore[attr-defined]
-    stand_in.evaluate_run = note("evaluate_run")  # type: ignore[attr-defined]
+    stand_in.run = note("run", {})  # type: ignore[attr-defined]
+    stand_in.evaluate_run = note("evaluate_run", {})  # type: ignore[attr-defined]
     stand_in.plan = note("plan", rows)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modnet.experiment", stand_in)
     monkeypatch.setattr(modnet, "experiment", stand_in, raising=False)
@@ -58,7 +58,14 @@ def handed(calls: list, *words: str) -> tuple[Recipe, dict[str, Any]]:
 def test_verbs_hand_the_recipe_on(calls: list, command: str, verb: str | None) -> None:
     recipe, options = handed(calls, command, "smoke/m2mkd", "seed=3", "stages.student.epochs=4")
     assert (recipe.name, recipe.seed, recipe.stages["student"].epochs) == ("smoke-m2mkd", 3, 4)  # type: ignore[attr-defined]
-    assert options == {"runs": Path("runs"), "verb": verb, "dry_run": False, "seeds": None, "threads": None}
+    assert options == {
+        "runs": Path("runs"),
+        "verb": verb,
+        "dry_run": False,
+        "seeds": None,
+        "threads": None,
+        "device": None,
+    }
 
 
 def test_options(calls: list) -> None:
@@ -66,7 +73,14 @@ def test_options(calls: list) -> None:
         calls, "train", "--smoke", "smoke/kd", "--dry-run", "--seeds", "0-2", "--runs", "/x", "--threads", "1"
     )
     assert recipe.smoke
-    assert options == {"runs": Path("/x"), "verb": None, "dry_run": True, "seeds": [0, 1, 2], "threads": 1}
+    assert options == {
+        "runs": Path("/x"),
+        "verb": None,
+        "dry_run": True,
+        "seeds": [0, 1, 2],
+        "threads": 1,
+        "device": None,
+    }
 
 
 def test_runs_may_come_from_the_environment(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +115,9 @@ def test_a_timm_teacher_takes_the_place_of_the_whole_model() -> None:
 def test_evaluating_a_finished_run(calls: list, tmp_path: Path) -> None:
     done = invoke(app, ["eval", str(tmp_path), "--on", "digits-r,digits", "--on", "digits-c", "--of", "student"])
     assert done.exit_code == 0, done.output
-    assert calls == [("evaluate_run", (tmp_path,), {"on": ["digits-r", "digits", "digits-c"], "of": ["student"]})]
+    assert calls == [
+        ("evaluate_run", (tmp_path,), {"on": ["digits-r", "digits", "digits-c"], "of": ["student"], "device": None})
+    ]
 
 
 def test_a_finished_run_takes_no_overrides(calls: list, tmp_path: Path) -> None:

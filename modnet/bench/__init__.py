@@ -1,0 +1,1 @@
+"""Speed as ratios: what modnet does against a plain baseline, measured side by side in one run."""

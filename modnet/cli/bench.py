@@ -1,0 +1,41 @@
+"""``modnet bench``: speed as ratios, measured side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modnet.cli.common import Debug
+from modnet.errors import RequestError
+
+
+def bench(
+    subjects: Annotated[
+        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help="startup, loader, step, modules [default: all].")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often each pair is timed.")] = 5,
+    save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the figures as JSON.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Time modnet against plain baselines; prints how many times faster it is."""
+    from rich.console import Console
+
+    from modnet.bench.pairs import machine
+    from modnet.bench.subjects import SUBJECTS
+    from modnet.report.tables import bench_table
+    from modnet.store import atomic_write_json
+
+    chosen = [name for name in subjects or ["all"] if name != "all"] or list(SUBJECTS)
+    unknown = [name for name in chosen if name not in SUBJECTS]
+    if unknown:
+        raise RequestError(f"nothing called {', '.join(unknown)} is measured; there are {', '.join(SUBJECTS)}, all")
+    console, found = Console(), []
+    for name in chosen:
+        console.print(f"measuring {name}", highlight=False)
+        found += SUBJECTS[name](repeats)
+    console.print(bench_table(found))
+    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
+    if save is not None:
+        atomic_write_json(save, {"machine": machine(), "comparisons": [c.plain() for c in found]})
