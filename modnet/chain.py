@@ -27,7 +27,7 @@ class Port:
     """What flows between two leaves: a kind and its dimensions; a dimension that is None fits any.
 
     Kinds: ``image(channels, size)``, ``tokens(width, prefix, grid)``, ``ids(vocab)``, ``state(width, slots)``,
-    ``features(width)``, ``logits(classes, per)``.
+    ``features(width)``, ``logits(classes, per)``, ``branches(of)``.
     """
 
     kind: str
@@ -104,7 +104,8 @@ class Module(nn.Module):
     """One leaf of a chain: ``takes`` and ``gives`` say what flows; ``forward(x, ctx)`` computes.
 
     ``role`` is ``stem``, ``block``, ``head`` or ``stitch``; cutting counts blocks. The constructor's arguments are
-    kept as :attr:`arguments`, so that any chain can be written as data and built again; they must be plain values.
+    kept as :attr:`arguments`, so that any chain can be written as data and built again; they must be plain values,
+    ports, or chains of such leaves.
     """
 
     takes: Port | None = None
@@ -158,10 +159,7 @@ class Chain(nn.Module):
     """
 
     def __init__(
-        self,
-        leaves: Iterable[nn.Module] = (),
-        bounds: Sequence[int] | None = None,
-        shared: nn.Module | None = None,
+        self, leaves: Iterable[nn.Module] = (), bounds: Sequence[int] | None = None, shared: nn.Module | None = None
     ) -> None:
         super().__init__()
         for position, leaf in enumerate(leaves):
@@ -240,8 +238,11 @@ class Chain(nn.Module):
     def __add__(self, other: Chain) -> Chain:
         if not isinstance(other, Chain):
             return NotImplemented
-        if self.shared_part is not None and other.shared_part not in (None, self.shared_part):
-            raise ValueError("two chains that each own shared parts cannot be joined")
+        if not _one_part(self.shared_part, other.shared_part):
+            raise ValueError(
+                "two chains that each own shared parts cannot be joined, nor a frozen twin with its original: the same "
+                "part would be frozen and not; freeze both sides, or neither"
+            )
         offset = len(self.leaves)
         bounds = self.bounds + tuple(bound + offset for bound in other.bounds[1:])
         return Chain(self.leaves + other.leaves, bounds, self.shared_part or other.shared_part)
@@ -258,17 +259,27 @@ class Chain(nn.Module):
                 ctx.taps[position] = x
         return x
 
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but what is frozen stays in eval, the shared part included."""
+        super().train(mode)
+        if self.shared_part is not None and _is_frozen(self.shared_part):
+            self.shared_part.eval()
+        return self
+
     def frozen(self) -> Chain:
-        """A twin on the same storage whose parameters take no gradient, always in eval; this chain is untouched."""
+        """A twin on the same storage whose parameters take no gradient, always in eval; this chain is untouched.
+
+        Frozen twins of one shared part count as one part, so that slices which were frozen apart can be joined.
+        """
         memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
         memo |= {id(buffer): buffer for buffer in self.buffers()}
         twin = copy.deepcopy(self, memo)
-        for leaf in twin.leaves:
-            leaf.is_frozen = True
+        for part in (*twin.leaves, *([twin.shared_part] if twin.shared_part is not None else [])):
+            part.is_frozen = True  # type: ignore[assignment]
         return twin.eval()
 
     def cloned(self) -> Chain:
-        """A copy on its own storage."""
+        """A copy on its own storage; the copy of a frozen chain is frozen as well."""
         return copy.deepcopy(self)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
@@ -299,7 +310,12 @@ class Chain(nn.Module):
 
 
 def describe(chain: Chain) -> dict[str, Any]:
-    """A chain's structure as plain data; with its tensors it is the whole network. Raises TypeError on a Plain leaf."""
+    """A chain's structure as plain data; with its tensors it is the whole network.
+
+    Raises TypeError on a :class:`Plain` leaf and on a chain with a shared part, which data cannot hold.
+    """
+    if chain.shared_part is not None:
+        raise TypeError(f"the shared part ({type(chain.shared_part).__name__}) cannot be written as data")
     leaves: list[dict[str, Any]] = []
     first: dict[int, int] = {}
     for position, leaf in enumerate(chain.leaves):
@@ -345,13 +361,29 @@ def _subclasses(cls: type[Module]) -> Iterator[type[Module]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Port):
         return {"port": value.kind, **{k: _plain(v) for k, v in value.dims}}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Chain):
+        return {"chain": describe(value)}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _from_plain(value: Any) -> Any:
     if isinstance(value, dict) and "port" in value:
         return Port.of(value["port"], **{k: v for k, v in value.items() if k != "port"})
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, dict) and "chain" in value:
+        return rebuild(value["chain"])
+    return tuple(_from_plain(v) for v in value) if isinstance(value, list) else value
+
+
+def _is_frozen(part: nn.Module) -> bool:
+    return bool(getattr(part, "is_frozen", False))
+
+
+def _one_part(left: nn.Module | None, right: nn.Module | None) -> bool:
+    """Whether two chains may be joined: at most one shared part, or frozen twins of one."""
+    if left is None or right is None or left is right:
+        return True
+    storages = [[t.data_ptr() for t in (*part.parameters(), *part.buffers())] for part in (left, right)]
+    return type(left) is type(right) and _is_frozen(left) and _is_frozen(right) and storages[0] == storages[1] != []
 
 
 def unique_parameters(*chains: nn.Module) -> list[nn.Parameter]:
@@ -362,17 +394,3 @@ def unique_parameters(*chains: nn.Module) -> list[nn.Parameter]:
 def parameter_count(chain: nn.Module) -> int:
     """Number of parameters, each storage counted once."""
     return sum(p.numel() for p in unique_parameters(chain))
-
-
-__all__ = [
-    "Chain",
-    "Module",
-    "Pass",
-    "Plain",
-    "Port",
-    "PortMismatch",
-    "describe",
-    "parameter_count",
-    "rebuild",
-    "unique_parameters",
-]

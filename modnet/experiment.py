@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from modnet.methods.costs import ancestors
 from modnet.recipe import Recipe, inputs_of, load_recipe, resolve_suite, stage_keys
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import MODELS, VERBS
-from modnet.store import RunFolder, Store, atomic_write_json
+from modnet.store import RunFolder, Store, atomic_write_json, read_json
 
 DEFAULT_RUNS = Path("runs")
 
@@ -81,10 +80,17 @@ def run(
             results[seed] = bring_up_to_date(session, wanted)
     if dry_run:
         return {}
-    summary = summarise({seed: rows for seed, rows in results.items() if rows})
+    summary = summarise({seed: rows for seed, rows in results.items() if rows}, pinned=recipe.pinned())
     if summary["rows"]:
-        atomic_write_json(session.folder.path.parent / "summary.json", summary)
+        write_summary(session.folder.path.parent / "summary.json", summary)
     return {**summary, "folder": str(session.folder.path if len(results) == 1 else session.folder.path.parent)}
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write the summary of a recipe's runs; one seed alone does not replace what several gave."""
+    if len(summary["seeds"]) == 1 and path.is_file() and len(read_json(path, f"delete {path}")["seeds"]) > 1:
+        return
+    atomic_write_json(path, summary)
 
 
 def open_session(recipe: Recipe, runs: Path, console: Console, device: str | None = None) -> Session:
@@ -127,13 +133,8 @@ def stages_for(recipe: Recipe, verb: str | None) -> list[str]:
     if not chosen:
         known = ", ".join(sorted({stage.run for stage in recipe.stages.values()}))
         raise RequestError(f"recipe {recipe.name!r} has no stage with run: {verb}; its verbs are {known}")
-    needed = set().union(*(needs(recipe, name) for name in chosen))
+    needed = set().union(*(ancestors(name, recipe) for name in chosen))
     return [name for name in recipe.stages if name in needed]
-
-
-def needs(recipe: Recipe, name: str) -> set[str]:
-    """A stage and every stage that it stands on."""
-    return ancestors(name, Inputs(recipe, Store(DEFAULT_RUNS), {}))
 
 
 def announce(session: Session, wanted: list[str]) -> None:
@@ -160,11 +161,20 @@ def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
                 run_stage(session, name, stage)
             session.folder.link(name, key)
             if isinstance(stage, Evaluate):
-                rows |= dict(
-                    zip(stage.of, store.result(key)["rows"], strict=True)
-                )  # stages may have been renamed since
-    session.folder.write_results(rows)
+                for of, row in named_rows(stage, store.result(key)["rows"]).items():
+                    rows[of] = rows.get(of, {}) | row
+    if rows:
+        session.folder.write_results(rows)
     return rows
+
+
+def named_rows(stage: Evaluate, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """An evaluation's rows by the names that stages and suites have in this recipe: the store knows them by place."""
+    named = {}
+    for name, row in zip(stage.of, rows, strict=True):
+        suites = dict(zip(stage.on, row["suites"], strict=True))
+        named[name] = {**row, "suites": suites}
+    return named
 
 
 def run_stage(session: Session, name: str, stage: Stage) -> None:
@@ -175,10 +185,10 @@ def run_stage(session: Session, name: str, stage: Stage) -> None:
     if store.is_done(key):  # another process finished it while this one waited
         store.release(key)
         return
-    method = VERBS.get(stage.run).resolve()(stage, session.inputs)
     torch.set_num_threads(session.threads)  # an earlier stage may have gone on with those of its first start
+    method = VERBS.get(stage.run).resolve()(stage, session.inputs)
     if isinstance(stage, Evaluate):
-        result: dict[str, Any] = {"rows": list(method.rows().values())}
+        result: dict[str, Any] = {"rows": method.rows()}
     else:
         result = learn(session, name, method, folder)
     store.finish(key, result)
@@ -237,6 +247,8 @@ def model_size(recipe: Recipe, model: str, source: str) -> dict[str, Any]:
     """Parameters and MACs of a model for the images of a data source."""
     port, classes = data.port_of(recipe.data[source])
     params = recipe.models[model]
+    if "pretrained" in type(params).model_fields:
+        params = params.changed(pretrained=False, weights=None)  # sizes need no weights
     with torch.device("meta"):
         chain = MODELS.get(str(params.name)).resolve()(params, port, classes)  # type: ignore[attr-defined]
     counted = cost(chain, port)
@@ -250,6 +262,8 @@ def load(path: str | Path, stage: str | None = None) -> Chain:
     Raises RequestError if there is none, and lists the networks there are; RunFailed if a file is damaged.
     """
     folder = Path(path)
+    if (folder / "recipe.yaml").is_file():
+        load_recipe(str(folder / "recipe.yaml"))  # for the leaves of its plug-ins
     if not (folder / f"{NETWORK}.json").exists():
         there = networks(folder)
         stage = there[0] if stage is None and len(there) == 1 else stage
@@ -285,7 +299,11 @@ def evaluate_run(
     on = tuple(on) or (stated.on if stated else ())
     if not on:
         raise RequestError(f"say on what: modnet eval {folder} --on NAME; the run's recipe evaluates nothing itself")
-    keys = json.loads((folder / "run.json").read_text())["keys"]
+    unknown = [name for name in of if name not in networks(folder)]
+    if unknown:
+        raise RequestError(f"{folder} has no network {', '.join(unknown)}; it has {', '.join(networks(folder))}")
+    keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
     inputs = Inputs(recipe, Store(folder.parent.parent / "store"), keys, console.print, pick_device(device))
-    method = VERBS.get("evaluate").resolve()(Evaluate(of=of, on=on), inputs)
-    return summarise({recipe.seed: method.rows()})
+    stage = Evaluate(of=of, on=on)
+    rows = VERBS.get("evaluate").resolve()(stage, inputs).rows()
+    return summarise({recipe.seed: named_rows(stage, rows)})

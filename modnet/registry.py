@@ -1,9 +1,8 @@
 """Names of things: models, data sources, optimizers … each with typed parameters and a builder.
 
-An entry holds its builder as a ``"module:function"`` string, so that reading a recipe never imports
-torch. A name may carry a tag, ``vit-b.mae``: a named preset of ``vit-b``, registered by
-:meth:`Registry.tag`. A plug-in registers its own things with :meth:`Registry.register`, or by
-:func:`plugin` on a typed function.
+An entry holds its builder as a ``"module:function"`` string, so that reading a recipe never imports torch. A name may
+carry a tag, ``vit-b.mae``: a named preset of ``vit-b``, registered by :meth:`Registry.tag`. A plug-in registers its
+own things with :meth:`Registry.register`, or by :func:`plugin` on a typed function.
 """
 
 from __future__ import annotations
@@ -64,17 +63,20 @@ def nearest(name: str, known: list[str], most: int = 2) -> list[str]:
 
 def first_sentence(thing: object) -> str:
     """What the docstring of a class or function says first, on one line."""
-    text = " ".join((thing.__doc__ or "").replace("``", "").split())
-    return re.split(r"(?<! al)\.( |$)", text)[0]
+    return sentence((thing.__doc__ or "").replace("``", ""))
+
+
+def sentence(text: str) -> str:
+    """The first sentence of a text, on one line and without its full stop."""
+    return re.split(r"(?<! al)\.( |$)", " ".join(text.split()))[0]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One registered name: parameter class, builder, the values that the name fixes, and more.
 
-    ``base`` is the name whose builder a preset shares; ``facts`` are constants known without
-    loading (a source's ``size``, ``channels``, ``classes``); ``origin`` is the plug-in file that
-    registered it, empty for our own.
+    ``base`` is the name whose builder a preset shares; ``facts`` are constants known without loading (a source's
+    ``size``, ``channels``, ``classes``); ``origin`` is the plug-in module that registered it, empty for our own.
     """
 
     name: str
@@ -212,8 +214,12 @@ class Registry:
         except UnknownName as miss:
             raise PydanticCustomError("unknown_name", "{why}", {"why": str(miss)}) from None
 
+    def of(self, origin: str) -> list[str]:
+        """The names that a plug-in registered and that are still there."""
+        return [e.name for table in (self._entries, self._families) for e in table.values() if e.origin == origin]
+
     def forget(self, origin: str) -> None:
-        """Drop what a plug-in file registered, before it is read again."""
+        """Drop what a plug-in registered, before another version of it is read."""
         for table in (self._entries, self._families):
             for name in [name for name, entry in table.items() if entry.origin == origin]:
                 del table[name]
@@ -249,9 +255,9 @@ _origin = [""]
 
 
 @contextmanager
-def origin(file: str) -> Iterator[None]:
-    """What is registered in the body belongs to this plug-in file."""
-    _origin.append(file)
+def origin(module: str) -> Iterator[None]:
+    """What is registered in the body belongs to this plug-in module."""
+    _origin.append(module)
     try:
         yield
     finally:
@@ -261,11 +267,10 @@ def origin(file: str) -> Iterator[None]:
 def plugin(
     registry: Registry, name: str, *, smoke: Smoke | None = None, about: str = ""
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function under a name; its keyword-only arguments, which must be typed, become the
-    parameters.
+    """Register a function under a name; its keyword-only arguments, which must be typed, become the parameters.
 
-    ``@plugin(MODELS, "mine") def mine(port, classes, *, width: int = 32) -> Chain`` can be written
-    in a recipe as ``{name: mine, width: 48}``. Raises TypeError for an argument without a type.
+    ``@plugin(MODELS, "mine") def mine(port, classes, *, width: int = 32) -> Chain`` can be written in a recipe as
+    ``{name: mine, width: 48}``. Raises TypeError for an argument without a type.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

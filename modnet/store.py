@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,11 @@ from torch import Tensor
 from modnet.errors import RunFailed
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+NO_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+ELSEWHERE = "choose another place with --runs DIR"
+LOGS = ("metrics.jsonl", "choices.json")
+_BOOKS = ("begun.json", "stage.json", "lock")
 
 
 def sha256_file(path: Path) -> str:
@@ -41,24 +46,34 @@ def canonical_sha256(value: Any) -> str:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a refused write in the body into a RunFailed that names the path."""
+def disk_errors(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
+    """Turn a full disk, a refused write or an impossible path in the body into a RunFailed that names the path.
+
+    ``elsewhere``: how the user has it written to another place.
+    """
     try:
         yield
     except SafetensorError as error:
-        if not any(f"os error {number}" in str(error) for number in (*FULL_DISK, errno.EACCES)):
+        number = next((n for n in FULL_DISK | REFUSED if f"(os error {n})" in str(error)), None)
+        if number is None:
             raise
-        raise RunFailed(_cannot_write(path, str(error))) from error
+        raise RunFailed(_cannot_write(path, number, str(error), elsewhere)) from error
     except OSError as error:
-        if error.errno not in FULL_DISK | {errno.EACCES, errno.EROFS}:
+        if error.errno not in FULL_DISK | REFUSED | NO_FOLDER | {errno.ENAMETOOLONG}:
             raise
-        raise RunFailed(_cannot_write(path, error.strerror or str(error))) from error
+        raise RunFailed(_cannot_write(path, error.errno, error.strerror or str(error), elsewhere)) from error
 
 
-def _cannot_write(path: Path, reason: str) -> str:
+def _cannot_write(path: Path, number: int, reason: str, elsewhere: str) -> str:
+    if number in NO_FOLDER:
+        file = next((part for part in (path, *path.parents) if part.is_file()), None)
+        return f"{path} could not be written: {file or reason} is a file where a folder is needed. Please {elsewhere}."
+    if number == errno.ENAMETOOLONG:
+        return f"{path} could not be written: {reason}. Give what it is called by a shorter name, or {elsewhere}."
+    remedy = f"make room (or {elsewhere})" if number in FULL_DISK else elsewhere
     return (
-        f"{path} could not be written: {reason}. What was saved before is untouched; make room "
-        "(or choose another place with --runs DIR) and run the same command again to go on."
+        f"{path} could not be written: {reason}. What was saved before is untouched; {remedy} "
+        "and run the same command again to go on."
     )
 
 
@@ -76,18 +91,22 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write; flushed and renamed to ``path`` if the body ends well, else removed."""
+def atomic_file(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[Path]:
+    """A temporary path to write; flushed and renamed to ``path`` if the body ends well, else removed.
+
+    Raises RunFailed as :func:`disk_errors` does.
+    """
     temporary = _temporary(path)
     try:
-        with disk_errors(path):
+        with disk_errors(path, elsewhere):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide why the file could not be written
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -103,11 +122,12 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 def atomic_link(path: Path, target: Path) -> None:
     """Make ``path`` a relative symbolic link to ``target``, replacing a link that stood there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, path.parent))
-    temporary.replace(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(target, path.parent))
+        temporary.replace(path)
 
 
 @contextmanager
@@ -190,7 +210,7 @@ def read_json(path: Path, remedy: str) -> Any:
 def _hashes(folder: Path) -> dict[str, str]:
     """The hash of every artifact at the top of a stage folder; logs and checkpoints are not artifacts."""
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return {name: sha256_file(folder / name) for name in names if name not in ("begun.json", "stage.json", "lock")}
+    return {name: sha256_file(folder / name) for name in names if name not in (*_BOOKS, *LOGS)}
 
 
 class StageLock:
@@ -231,10 +251,7 @@ class Store:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         for key in list(self._locks):
             self.release(key)
@@ -245,7 +262,9 @@ class Store:
 
     def is_done(self, key: str) -> bool:
         """Whether the stage is finished."""
-        return (self.folder(key) / "stage.json").is_file() and self.manifest(key).get("status") == "done"
+        with disk_errors(self.folder(key)):
+            finished = (self.folder(key) / "stage.json").is_file()
+        return finished and self.manifest(key).get("status") == "done"
 
     def manifest(self, key: str) -> dict[str, Any]:
         """What ``stage.json`` says, or, of an unfinished stage, what it was begun with; raises RunFailed if none."""
@@ -257,10 +276,8 @@ class Store:
 
     def result(self, key: str) -> Any:
         """The result of a finished stage; raises RunFailed if it was changed or is missing."""
-        folder, remedy = (
-            self.folder(key),
-            f"delete {self.folder(key)} and run the same command again",
-        )
+        folder = self.folder(key)
+        remedy = f"delete {folder} and run the same command again"
         path = folder / "result.json"
         if not path.is_file() or sha256_file(path) != self.manifest(key).get("hashes", {}).get("result.json"):
             raise RunFailed(f"{path} is missing or was changed after the stage finished; {remedy}")
@@ -274,8 +291,8 @@ class Store:
         folder = self.folder(key)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if key not in self._locks:
-            self._locks[key] = StageLock(folder, self.say)
+            if key not in self._locks:
+                self._locks[key] = StageLock(folder, self.say)
         if not self.is_done(key):
             atomic_write_json(folder / "begun.json", {**manifest, "key": key, "status": "running"})
         return folder

@@ -209,6 +209,9 @@ def test_a_clone_has_its_own_storage() -> None:
             parameter.zero_()
     assert any(p.abs().sum() > 0 for p in chain.parameters())
     assert copy.bounds == chain.bounds
+    frozen = chain.frozen().cloned().train()
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(leaf.training for leaf in frozen.leaves)
 
 
 # ---- names, data, files ----------------------------------------------------------------------------
@@ -329,6 +332,27 @@ def test_shared_parts_are_offered_to_every_leaf_and_saved_once() -> None:
     assert (chain[:1] + chain[1:]).shared_part is shared
     with pytest.raises(ValueError, match="shared parts"):
         chain + Chain([Reader()], shared=Scale(2))
+    with pytest.raises(TypeError, match=r"shared part \(Scale\)"):
+        describe(chain)
+
+
+@pytest.mark.parametrize("shared", [Scale(2), nn.Dropout(), nn.BatchNorm1d(2)])
+def test_a_frozen_shared_part_stays_in_eval_and_is_one_with_its_twins(shared: nn.Module) -> None:
+    chain = Chain([Scale(2), Scale(2), Scale(2)], [0, 1, 2, 3], shared=shared)
+    if not list(shared.parameters()):
+        with pytest.raises(ValueError, match="shared parts"):
+            chain[:1].frozen() + chain[2:].frozen()
+        twin = chain.frozen().train().shared_part
+        assert twin is not None
+        assert not twin.training
+        return
+    mixed = (chain[:1].frozen() + Chain([Scale(2)]) + chain[2:].frozen()).train()
+    assert mixed.shared_part is not None
+    assert [part.training for part in (*mixed.leaves, mixed.shared_part)] == [False, True, False, False]
+    assert all(not p.requires_grad for p in mixed.shared_part.parameters())
+    assert shared.training
+    with pytest.raises(ValueError, match="frozen twin with its original"):
+        chain[:1].frozen() + chain[1:]
 
 
 def test_a_chain_prints_its_leaves_by_module(tiny: Tiny) -> None:

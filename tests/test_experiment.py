@@ -107,6 +107,6 @@ def test_a_finished_run_is_measured_on_more(recipe: Path) -> None:
     run(recipe, verb="distill")
     folder = recipe.parent / "runs" / "pair" / "seed-0"
     summary = experiment.evaluate_run(folder, ["digits-c"], of=["student"], console=Console(file=io.StringIO()))
-    assert set(summary["shifts"]["student"]["digits-c"]) > {"mean"}
+    assert set(summary["suites"]["student"]["digits-c"]["top1"]) > {"mean", "fog/3"}
     with pytest.raises(RequestError, match="nowhere"):
         experiment.evaluate_run(folder, ["nowhere"], of=["student"], console=Console(file=io.StringIO()))

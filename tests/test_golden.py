@@ -1,8 +1,8 @@
 """Agreement with tensors that were computed with the published code.
 
-Cases are pairs NAME.json, NAME.safetensors in ``tests/golden``, or in the folder that the
-environment variable ``MODNET_GOLDEN`` names. Sizes, switches and tolerances come from the JSON;
-every output that a case holds must be checked.
+Cases are pairs NAME.json, NAME.safetensors in ``tests/golden``, or in the folder that the environment variable
+``MODNET_GOLDEN`` names. Sizes, switches and tolerances come from the JSON; every output that a case holds must be
+checked.
 """
 
 from __future__ import annotations
@@ -278,11 +278,7 @@ def m2mkd_loss(case: Case, logits: Tensor, taught: Tensor, variant: str, base: s
 
 
 def objective_agrees(
-    case: Case,
-    chains: tuple[Chain, Chain, Chain],
-    at: int,
-    what: tuple[str, str, str],
-    loss: Tensor,
+    case: Case, chains: tuple[Chain, Chain, Chain], at: int, what: tuple[str, str, str], loss: Tensor
 ) -> None:
     """The method's own objective gives the loss that was compared."""
     meta, teacher, learner = chains
@@ -372,16 +368,46 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "lr_and_drop_path": check_schedules,
 }
 
+# Families and methods that are not written yet: their cases may lie in a larger folder of cases.
+PENDING = (
+    "nac_",
+    "vmoe_",
+    "fastmoe_",
+    "moduleformer_",
+    "emoe_",
+    "mowst_",
+    "multimodn_",
+    "snnet",
+    "multilevel_",
+    "mos_",
+    "meal",
+)
+
+
+def check_of(name: str) -> Callable[[Case], None] | None:
+    """The check of a case; None for one that is known to be pending, KeyError for one that nobody knows."""
+    found = next((check for prefix, check in CHECKS.items() if name.startswith(prefix)), None)
+    if found is None and not name.startswith(PENDING):
+        raise KeyError(f"no check covers the golden case {name}, and it is not listed as pending")
+    return found
+
 
 def test_the_folder_holds_cases() -> None:
     assert NAMES, f"{FOLDER} holds no golden case"
 
 
+def test_a_case_that_nobody_knows_is_an_error() -> None:
+    assert check_of("m2mkd_loss") is check_m2mkd
+    assert check_of("nac_attention") is None
+    with pytest.raises(KeyError, match="unheard_of"):
+        check_of("unheard_of")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(name: str) -> None:
-    check = next((c for prefix, c in CHECKS.items() if name.startswith(prefix)), None)
+    check = check_of(name)
     if check is None:
-        pytest.skip(f"nothing covers {name} yet")
+        pytest.skip(f"{name} waits for its family")
     case = Case(name)
     check(case)
     case.finish()

@@ -25,6 +25,7 @@ from modnet.store import (
     atomic_write_json,
     atomic_write_text,
     canonical_sha256,
+    disk_errors,
     load_network,
     load_tensors,
     save_network,
@@ -113,6 +114,45 @@ def test_a_full_disk_is_one_readable_paragraph(error: Exception, tmp_path: Path)
     with pytest.raises(RunFailed, match=message), atomic_folder(tmp_path / "last"):
         raise error
     assert tree(tmp_path) == {"last/a": b"good", "last/b": b"good"}
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    message = rf"could not be written: {tmp_path}/runs is a file where a folder is needed.*--runs DIR"
+    for store in (Store(tmp_path / "runs"), Store(tmp_path / "runs" / "store")):
+        assert not store.is_done("k1")
+        (tmp_path / "runs").touch()
+        with pytest.raises(RunFailed, match=message):
+            store.begin("k1", {})
+    run = RunFolder(tmp_path / "runs", "m2mkd", 0)
+    with pytest.raises(RunFailed, match=message):
+        run.begin("name: m2mkd\n", {})
+    with pytest.raises(RunFailed, match=message):
+        run.link("meta", "abc")
+
+
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    path = tmp_path / ("long" * 100)
+    with pytest.raises(RunFailed, match="File name too long.*a shorter name, or choose another place with --runs DIR"):
+        atomic_write_text(path / "recipe.yaml", "text")
+    with pytest.raises(RunFailed, match="File name too long"):
+        Store(path).is_done("k1")
+
+
+def test_what_is_only_refused_is_not_told_to_make_room(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="Permission denied") as told, disk_errors(tmp_path, "set PLACE"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    assert "make room" not in str(told.value)
+    assert "set PLACE and run the same command again" in str(told.value)
+
+
+def test_logs_are_no_artifacts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.begin("k1", {})
+    for name in ("metrics.jsonl", "choices.json", "table.csv"):
+        (folder / name).write_text("{}")
+    store.finish("k1", {})
+    assert set(store.manifest("k1")["hashes"]) == {"result.json", "table.csv"}
 
 
 def test_other_errors_pass_through(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or the folder of a run.")
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: stages.student.epochs=3"),
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it: stages.student.epochs=3")
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="The same stages at toy size; each reduction is printed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and what is to do; train nothing.")]

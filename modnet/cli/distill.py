@@ -6,18 +6,7 @@ from typing import Annotated
 
 import typer
 
-from modnet.cli.common import (
-    HOME,
-    Debug,
-    Device,
-    DryRun,
-    Overrides,
-    Runs,
-    Seeds,
-    Smoke,
-    Threads,
-    run_verb,
-)
+from modnet.cli.common import HOME, Debug, Device, DryRun, Overrides, Runs, Seeds, Smoke, Threads, run_verb
 from modnet.errors import RequestError
 
 SHIPPED = "distill"
@@ -25,8 +14,7 @@ SHIPPED = "distill"
 
 def distill(
     recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="[RECIPE]", help="A recipe; without one, give --teacher."),
+        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; without one, give --teacher.")
     ] = None,
     overrides: Overrides = None,
     teacher: Annotated[

@@ -31,8 +31,7 @@ def evaluate(
         typer.Option("--on", metavar="SUITE", help="For a run: test sets or shift suites (repeatable)."),
     ] = None,
     of: Annotated[
-        list[str] | None,
-        typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable)."),
+        list[str] | None, typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable).")
     ] = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,
@@ -44,10 +43,13 @@ def evaluate(
 ) -> None:
     """Measure trained networks on test sets and shift suites (also: eval)."""
     if Path(target).is_dir():
-        if overrides:
-            raise RequestError(f"a finished run takes no overrides: {' '.join(overrides)}")
+        _refuse_options_of_recipes(overrides, smoke=smoke, seeds=seeds, dry_run=dry_run)
+        import torch
+
         from modnet.experiment import evaluate_run
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         show_results(evaluate_run(Path(target), on=words(on), of=words(of), device=device))
         return
     if on or of:
@@ -66,6 +68,15 @@ def evaluate(
         threads=threads,
         device=device,
     )
+
+
+def _refuse_options_of_recipes(overrides: list[str] | None, **options: object) -> None:
+    """Raise RequestError for what changes a recipe, where the target is a finished run."""
+    if overrides:
+        raise RequestError(f"a finished run takes no overrides: {' '.join(overrides)}")
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise RequestError(f"a finished run is measured as it is, without {' or '.join(given)}; give a recipe for that")
 
 
 def words(options: list[str] | None) -> list[str]:

@@ -7,9 +7,8 @@ import traceback
 
 import typer
 
-from modnet.errors import UserError
+from modnet.errors import Interrupted, UserError
 
-INTERRUPTED = 130
 _shown = {"traceback": False}
 
 
@@ -26,8 +25,8 @@ def report(error: BaseException) -> int:
         say(str(error))
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        say("stopped", label="interrupted")
-        return INTERRUPTED
+        say("stopped; the same command goes on from the last checkpoint", label="interrupted")
+        return Interrupted.exit_code
     hint = "" if _shown["traceback"] else "\nThis is a bug in modnet or a plug-in; --debug shows where it happened."
     say(f"{type(error).__name__}: {error}{hint}")
     return 1

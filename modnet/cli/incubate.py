@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from modnet.cli.common import (
-    HOME,
-    Debug,
-    Device,
-    DryRun,
-    Overrides,
-    RecipeName,
-    Runs,
-    Seeds,
-    Smoke,
-    Threads,
-    run_verb,
-)
+from modnet.cli.common import HOME, Debug, Device, DryRun, Overrides, RecipeName, Runs, Seeds, Smoke, Threads, run_verb
 
 
 def incubate(

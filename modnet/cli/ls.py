@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +33,10 @@ def ls(
     rows(table, kind, pattern)
     if not table.row_count:
         raise RequestError(f"no {kind} match {pattern!r}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if (kind, pattern) == ("recipes", "*"):
+        console.print(f"\n`modnet ls KIND` lists {', '.join(KINDS[1:-1])} or {KINDS[-1]}.", highlight=False)
 
 
 def rows(table: Table, kind: str, pattern: str) -> None:
@@ -57,8 +61,9 @@ def rows(table: Table, kind: str, pattern: str) -> None:
 
 
 def headline(path: Path) -> str:
-    """What a recipe's first comment says of it."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# "):
-            return line.removeprefix("# ").strip()
-    return ""
+    """The first sentence of a recipe's first comment."""
+    from modnet.registry import sentence
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("# "), dropwhile(lambda line: not line.startswith("# "), lines))
+    return sentence(" ".join(line.removeprefix("# ") for line in comment))

@@ -9,21 +9,9 @@ from typing import Any
 
 import typer
 
-from modnet.cli import (
-    assemble,
-    bench,
-    cp,
-    distill,
-    evaluate,
-    incubate,
-    ls,
-    plan,
-    route,
-    show,
-    train,
-    validate,
-)
+from modnet.cli import assemble, bench, cp, distill, evaluate, incubate, ls, plan, route, show, train, validate
 from modnet.cli.failures import report, report_usage
+from modnet.errors import Interrupted
 
 app = typer.Typer(
     name="modnet",
@@ -78,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
         done: Any = app(words, standalone_mode=False)
+        if done == Interrupted.exit_code:  # what typer makes of Ctrl-C
+            return report(KeyboardInterrupt())
         return done if isinstance(done, int) else 0
     except typer.Exit as stop:
         return stop.exit_code

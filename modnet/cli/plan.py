@@ -6,11 +6,7 @@ from modnet.cli.common import HOME, Debug, Overrides, RecipeName, Runs, Smoke, l
 
 
 def plan(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    smoke: Smoke = False,
-    runs: Runs = HOME,
-    debug: Debug = False,
+    recipe: RecipeName, overrides: Overrides = None, smoke: Smoke = False, runs: Runs = HOME, debug: Debug = False
 ) -> None:
     """Show each stage: done or to do, what it reads, its size and cost; nothing is trained."""
     loaded = load(recipe, overrides, smoke)

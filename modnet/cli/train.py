@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from modnet.cli.common import (
-    HOME,
-    Debug,
-    Device,
-    DryRun,
-    Overrides,
-    RecipeName,
-    Runs,
-    Seeds,
-    Smoke,
-    Threads,
-    run_verb,
-)
+from modnet.cli.common import HOME, Debug, Device, DryRun, Overrides, RecipeName, Runs, Seeds, Smoke, Threads, run_verb
 
 
 def train(
@@ -30,13 +18,5 @@ def train(
 ) -> None:
     """Bring every stage of a recipe up to date."""
     run_verb(
-        None,
-        recipe,
-        overrides,
-        smoke=smoke,
-        dry_run=dry_run,
-        seeds=seeds,
-        runs=runs,
-        threads=threads,
-        device=device,
+        None, recipe, overrides, smoke=smoke, dry_run=dry_run, seeds=seeds, runs=runs, threads=threads, device=device
     )

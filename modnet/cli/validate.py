@@ -12,8 +12,7 @@ from modnet.errors import RequestError
 
 def validate(
     recipes: Annotated[
-        list[str],
-        typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipes, and changes to each."),
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE]...", help="Recipes, and changes to each.")
     ],
     smoke: Smoke = False,
     debug: Debug = False,

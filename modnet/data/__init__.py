@@ -25,17 +25,14 @@ from modnet.registry import DATA, SHIFTS
 
 
 def load(params: Source) -> Dataset:
-    """The data set of a source, read once per process; raises UserError if it cannot be had or is
-    damaged.
-    """
+    """The data set of a source, read once per process; raises UserError if it cannot be had or is damaged."""
     return _load(params, fingerprint(params), data_home())
 
 
 def fingerprint(params: Source, shift: str | None = None) -> str:
     """A SHA-256 that changes when the images, the splits or the suite ``shift`` change.
 
-    Built-in sources answer from constants; of a folder, names, sizes and times of the files are
-    read.
+    Built-in sources answer from constants; of a folder, names, sizes and times of the files are read.
     """
     part = params.model_dump(include={"per_class", "fraction", "subset_seed"})
     facts = [_describe(params).fingerprint, SPLIT_VERSION, part]

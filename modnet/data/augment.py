@@ -1,5 +1,4 @@
-"""Builders of the registered augmentations; what a sample becomes depends on its key and number
-alone.
+"""Builders of the registered augmentations; what a sample becomes depends on its key and number alone.
 
 *Pixel* augmentations change uint8 images, in the order given; *mixing* ones then blend a batch of
 normalised images, and their targets, with their neighbours.
@@ -49,14 +48,4 @@ def mixup_cutmix(params: MixupOrCutMix) -> Mixing:
     return mixing.MixupOrCutMix(params.mixup, params.cutmix, params.switch, params.p)
 
 
-__all__ = [
-    "Mixing",
-    "Pixels",
-    "crop",
-    "cutmix",
-    "erase",
-    "flip",
-    "mixup",
-    "mixup_cutmix",
-    "randaugment",
-]
+__all__ = ["Mixing", "Pixels", "crop", "cutmix", "erase", "flip", "mixup", "mixup_cutmix", "randaugment"]

@@ -1,13 +1,12 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read from their published archives without unpickling
-anything.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), read from their published archives without unpickling anything.
 
-The *binary* archive, records of label bytes and 3,072 pixels, is what is downloaded. The *python*
-archive that torchvision keeps is accepted as well: it holds pickles, whose opcodes are walked as
-data and never executed.
+The *binary* archive, records of label bytes and 3,072 pixels, is what is downloaded. The *python* archive that
+torchvision keeps is accepted as well: it holds pickles, whose opcodes are walked as data and never executed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import pickletools
 import tarfile
 import zlib
@@ -18,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modnet.data.files import Unreachable, data_home, digest, download, log, written
+from modnet.data.files import ELSEWHERE, Unreachable, data_home, download, log, mend
 from modnet.data.splits import Split, check_labels
 from modnet.errors import RunFailed
+from modnet.store import atomic_file
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 _PIXELS = 3 * 32 * 32
@@ -28,9 +28,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Archive:
-    """One published archive: its MD5 (from the data set's own page) and its train and test
-    members.
-    """
+    """One published archive: its MD5 (from the data set's own page) and its train and test members."""
 
     file: str
     md5: str
@@ -40,9 +38,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Layout:
-    """The two archives of a data set; ``label_bytes`` precede each binary record, the last one is
-    the fine label.
-    """
+    """The two archives of a data set; ``label_bytes`` precede each binary record, the last one is the fine label."""
 
     title: str
     classes: int
@@ -91,9 +87,7 @@ CIFAR100 = Layout(
 
 
 def read(layout: Layout) -> tuple[Split, Split]:
-    """The train and test sets, from an archive in the data folder or the binary one downloaded to
-    it.
-    """
+    """The train and test sets, from an archive in the data folder or the binary one downloaded to it."""
     path, archive = _found(layout)
     members = _members(path, (*archive.train, archive.test))
     splits = []
@@ -110,15 +104,15 @@ def _found(layout: Layout) -> tuple[Path, Archive]:
     for archive in (layout.binary, layout.python):
         path = home / archive.file
         if path.is_file():
-            _check(path, archive)
+            _check(path, archive, mend(path))
             log.info("%s: read from %s", layout.title, path)
             return path, archive
     archive, path = layout.binary, home / layout.binary.file
     log.info("%s: not on this disk; trying %s", layout.title, URL)
     try:
-        with written(path) as temporary:
+        with atomic_file(path, ELSEWHERE) as temporary:
             download(URL + archive.file, temporary)
-            _check(temporary, archive)
+            _check(temporary, archive, "Run the same command again to download it anew.")
     except Unreachable as error:
         raise RunFailed(
             f"{layout.title} is not on this disk and could not be downloaded ({error}). By hand: "
@@ -129,12 +123,12 @@ def _found(layout: Layout) -> tuple[Path, Archive]:
     return path, archive
 
 
-def _check(path: Path, archive: Archive) -> None:
-    found = digest(path, "md5")
+def _check(path: Path, archive: Archive, remedy: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
     if found != archive.md5:
         raise RunFailed(
-            f"{path} is not the published {archive.file}: its MD5 is {found}, expected "
-            f"{archive.md5}. Delete it; it will be fetched again."
+            f"{path} is not the published {archive.file}: its MD5 is {found}, expected {archive.md5}. {remedy}"
         )
 
 
@@ -145,17 +139,15 @@ def _members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
             found = {m.name: archive.extractfile(m) for m in archive if m.name in names and m.isfile()}
             contents = {name: file.read() for name, file in found.items() if file is not None}
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise RunFailed(f"{path} is corrupt ({error}). Delete it; it will be fetched again.") from error
+        raise RunFailed(f"{path} is corrupt ({error}). {mend(path)}") from error
     missing = [name for name in names if name not in contents]
     if missing:
-        raise RunFailed(f"{path} lacks {', '.join(missing)}. Delete it; it will be fetched again.")
+        raise RunFailed(f"{path} lacks {', '.join(missing)}. {mend(path)}")
     return contents
 
 
 def parse(raw: bytes, layout: Layout, binary: bool, where: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 (N, 3, 32, 32) and labels of one member; raises RunFailed, naming ``where``, if
-    it is malformed.
-    """
+    """Images uint8 (N, 3, 32, 32) and labels of one member; raises RunFailed, naming ``where``, if it is malformed."""
     if not binary:
         return _from_pickle(raw, layout.label_key, where)
     record = layout.label_bytes + _PIXELS
@@ -166,9 +158,7 @@ def parse(raw: bytes, layout: Layout, binary: bool, where: str) -> tuple[Tensor,
 
 
 def _from_pickle(raw: bytes, label_key: str, where: str) -> tuple[Tensor, Tensor]:
-    """The longest byte string of a pickle as pixels, and the integers listed after ``label_key`` as
-    labels.
-    """
+    """The longest byte string of a pickle as pixels, and the integers listed after ``label_key`` as labels."""
     strings: list[str | bytes] = [b""]
     labels: list[int] = []
     try:

@@ -24,9 +24,7 @@ def defocus_blur(images: Tensor, ids: Tensor, severity: int) -> Tensor:
 
 @functools.cache
 def disk(radius: float) -> tuple[tuple[int, ...], ...]:
-    """How many of a pixel's 16 x 16 points lie within the disk; a disk smaller than a pixel is half
-    a pixel.
-    """
+    """How many of a pixel's 16 x 16 points lie within the disk; a disk smaller than a pixel is half a pixel."""
     radius = max(radius, 0.5)
     reach = math.ceil(radius - 0.5)
     points = [(p - (_FINE - 1) / 2) / _FINE for p in range(_FINE)]
@@ -65,9 +63,7 @@ def directions(name: str, ids: Tensor) -> Tensor:
 
 
 def smeared(values: Tensor, ways: Tensor, length: float) -> Tensor:
-    """The mean along a line of ``length`` pixels in each sample's direction; samples of one
-    direction go together.
-    """
+    """The mean along a line of ``length`` pixels in each sample's direction; samples of one direction go together."""
     result = torch.empty_like(values)
     for way in ways.unique().tolist():
         rows = (ways == way).nonzero()[:, 0]
@@ -106,9 +102,7 @@ def zoom_blur(images: Tensor, ids: Tensor, severity: int) -> Tensor:
 
 @functools.cache
 def _zoomed(size: int, zoom: float) -> Tensor:
-    """The matrix (size, size), in units of 1 / 256, that reads a row of pixels enlarged about its
-    middle.
-    """
+    """The matrix (size, size), in units of 1 / 256, that reads a row of pixels enlarged about its middle."""
     matrix = torch.zeros(size, size, dtype=torch.float64)
     for pixel in range(size):
         place = round(256 * ((pixel - (size - 1) / 2) / zoom + (size - 1) / 2))

@@ -1,6 +1,4 @@
-"""The two kinds of weather of the suite ``-c``, snow and fog, in whole numbers; frost needs
-photographs.
-"""
+"""The two kinds of weather of the suite ``-c``, snow and fog, in whole numbers; frost needs photographs."""
 
 from __future__ import annotations
 

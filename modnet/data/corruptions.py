@@ -1,10 +1,8 @@
-"""The suite ``-c``: common corruptions at 5 severities (Hendrycks & Dietterich 2019), scaled to
-small images.
+"""The suite ``-c``: common corruptions at 5 severities (Hendrycks & Dietterich 2019), scaled to small images.
 
-14 of the 15 kinds. *Frost* is left out: it pastes photographs of frost, which are not ours to ship.
-The constants are our own (:mod:`modnet.data.shift_table`); so numbers cannot be compared with those
-published for CIFAR-10-C. All arithmetic is in whole numbers. A kind draws the same random numbers
-at each severity.
+14 of the 15 kinds. *Frost* is left out: it pastes photographs of frost, which are not ours to ship. The constants are
+our own (:mod:`modnet.data.shift_table`); so numbers cannot be compared with those published for CIFAR-10-C. All
+arithmetic is in whole numbers. A kind draws the same random numbers at each severity.
 """
 
 from __future__ import annotations
@@ -44,9 +42,7 @@ def shot_noise(images: Tensor, ids: Tensor, severity: int) -> Tensor:
 
 @functools.cache
 def _poisson(photons: float) -> Tensor:
-    """For each value 0 … 255 the 1,024 middle quantiles of its count, as values again; uint8 (256 *
-    1024,).
-    """
+    """For each value 0 … 255 the 1,024 middle quantiles of its count, as values again; uint8 (256 * 1024,)."""
     levels = (torch.arange(_PHOTON_STEPS, dtype=torch.float64) + 0.5) / _PHOTON_STEPS
     rows = []
     for value in range(256):
@@ -107,9 +103,7 @@ def pixelate(images: Tensor, ids: Tensor, severity: int) -> Tensor:
 
 
 def _areas(many: int, few: int) -> Tensor:
-    """How much of each of ``many`` pixels lies in each of ``few``: whole numbers, rows that sum to
-    ``many``.
-    """
+    """How much of each of ``many`` pixels lies in each of ``few``: whole numbers, rows that sum to ``many``."""
     big, little = torch.arange(few)[:, None] * many, torch.arange(many)[None, :] * few
     overlap = torch.minimum(big + many, little + few) - torch.maximum(big, little)
     return overlap.clamp(min=0).double()

@@ -1,8 +1,7 @@
-"""Image operations in whole numbers, so that a result is the same bits on every machine and thread
-count.
+"""Image operations in whole numbers, so that a result is the same bits on every machine and thread count.
 
-Values are int32 (B, C, H, W) unless said otherwise. Sums and products of whole numbers are exact in
-any order; divisions round half up.
+Values are int32 (B, C, H, W) unless said otherwise. Sums and products of whole numbers are exact in any order;
+divisions round half up.
 """
 
 from __future__ import annotations
@@ -57,9 +56,7 @@ def blurred(values: Tensor, weights: Sequence[int]) -> Tensor:
 
 
 def filtered(values: Tensor, kernel: Kernel) -> Tensor:
-    """The weighted sum over each pixel's neighbours (odd kernel, borders repeated), divided by the
-    weights' sum.
-    """
+    """The weighted sum over each pixel's neighbours (odd kernel, borders repeated), divided by the weights' sum."""
     tall, wide = len(kernel), len(kernel[0])
     height, width = values.shape[2:]
     reach = (wide // 2, wide // 2, tall // 2, tall // 2)
@@ -83,9 +80,7 @@ def smallest(values: Tensor, radius: int) -> Tensor:
 
 
 def otsu(values: Tensor) -> Tensor:
-    """For each grey image the threshold that best parts dark from bright (Otsu 1979), int64
-    (B,).
-    """
+    """For each grey image the threshold that best parts dark from bright (Otsu 1979), int64 (B,)."""
     flat = values.flatten(1).long()
     counts = torch.zeros(len(flat), 256, dtype=torch.int64).scatter_add_(1, flat, torch.ones_like(flat))
     below, level = counts.cumsum(1), (counts * torch.arange(256)).cumsum(1)
@@ -107,17 +102,16 @@ def normal(key: Key, ids: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def stretched(grid: Tensor, height: int, width: int) -> Tensor:
-    """A coarse grid (B, h, w), at least 2 x 2, drawn out bilinearly to (B, H, W), corners kept; in
-    units of 1 / 65536.
+    """A coarse grid (B, h, w), at least 2 x 2, drawn out bilinearly to (B, H, W), corners kept.
+
+    In units of 1 / 65536.
     """
     down, across = _between(grid.shape[1], height), _between(grid.shape[2], width)
     return (down @ grid.double() @ across.T).long()
 
 
 def _between(few: int, many: int) -> Tensor:
-    """The matrix (many, few), in units of 1 / 256, that interpolates between evenly spaced
-    points.
-    """
+    """The matrix (many, few), in units of 1 / 256, that interpolates between evenly spaced points."""
     place = divided(torch.arange(many) * (few - 1) * 256, max(many - 1, 1))
     left = (place >> 8).clamp(max=few - 2)
     weight = place - (left << 8)

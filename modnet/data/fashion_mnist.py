@@ -1,8 +1,6 @@
-"""Where Fashion-MNIST (Xiao et al. 2017) comes from: this disk, its mirror, or Debian's package,
-always checked.
+"""Where Fashion-MNIST (Xiao et al. 2017) comes from: this disk, its mirror, or Debian's package, always checked.
 
-The SHA-256 are of the *unpacked* idx files, since mirror and Debian pack the same bytes with
-different gzip headers.
+The SHA-256 are of the *unpacked* idx files, since mirror and Debian pack the same bytes with different gzip headers.
 """
 
 from __future__ import annotations
@@ -14,9 +12,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from modnet.data.files import Unreachable, data_home, download, log, written
+from modnet.data.files import ELSEWHERE, Unreachable, data_home, download, log, mend
 from modnet.data.idx import unpacked
 from modnet.errors import RunFailed
+from modnet.store import atomic_file
 
 FILES = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -31,11 +30,9 @@ _PLACE = Path("FashionMNIST") / "raw"  # torchvision's layout
 
 
 def read() -> dict[str, bytes]:
-    """The four idx files by name, unpacked and checked; fetched and kept in the data folder if they
-    are not there.
+    """The four idx files by name, unpacked and checked; fetched and kept in the data folder if they are not there.
 
-    Raises RunFailed if a file is corrupt, or if no place gives the files: the message says why each
-    one did not.
+    Raises RunFailed if a file is corrupt, or if no place gives the files: the message says why each one did not.
     """
     for folder in (data_home() / _PLACE, SYSTEM):
         found = _local(folder)
@@ -54,17 +51,16 @@ def _local(folder: Path) -> dict[str, bytes] | None:
         if path is None:
             return None
         paths[name] = path
-    return {name: _checked(name, path) for name, path in paths.items()}
+    return {name: _checked(name, path, mend(path)) for name, path in paths.items()}
 
 
-def _checked(name: str, path: Path) -> bytes:
-    raw = unpacked(path)
+def _checked(name: str, path: Path, remedy: str = "") -> bytes:
+    raw = unpacked(path, remedy)
     found = hashlib.sha256(raw).hexdigest()
     if found != FILES[name]:
         raise RunFailed(
-            f"{path} is not the published file: its content has SHA-256 "
-            f"{found[:16]}…, expected {FILES[name][:16]}…. "
-            "Delete it; it will be fetched again."
+            f"{path} is not the published file: its content has SHA-256 {found[:16]}…, expected "
+            f"{FILES[name][:16]}…. {remedy}".rstrip()
         )
     return raw
 
@@ -81,12 +77,16 @@ def _fetched(target: Path) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory(prefix="modnet-") as scratch:
             try:
                 folder = fetch(Path(scratch))
+            except Unreachable as error:
+                failures.append(f"{label}: {error}")
+                continue
+            try:
                 found = {name: _checked(name, folder / f"{name}.gz") for name in FILES}
-            except (Unreachable, RunFailed) as error:
+            except RunFailed as error:
                 failures.append(f"{label}: {error}")
                 continue
             for name in FILES:
-                with written(target / f"{name}.gz") as path:
+                with atomic_file(target / f"{name}.gz", ELSEWHERE) as path:
                     shutil.copyfile(folder / f"{name}.gz", path)
         log.info("Fashion-MNIST: came from %s; kept in %s", label, target)
         return found
@@ -106,8 +106,7 @@ def _from_mirror(mirror: str, folder: Path) -> Path:
 def _from_debian(folder: Path) -> Path:
     """Fetch and unpack the package into ``folder`` without installing it, which needs no root.
 
-    Where apt has no package lists, they are fetched as well, into ``folder`` and not into the
-    system.
+    Where apt has no package lists, they are fetched as well, into ``folder`` and not into the system.
     """
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:

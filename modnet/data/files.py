@@ -1,21 +1,19 @@
-"""Data files on disk: where they lie, how they are fetched, checked and kept."""
+"""Data files on disk: where they lie and how they are fetched."""
 
 from __future__ import annotations
 
-import hashlib
+import http.client
 import logging
 import os
-import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from modnet.errors import RunFailed
+from modnet.store import disk_errors
 
 log = logging.getLogger("modnet.data")
 TIMEOUT = 10.0  # seconds without an answer after which a mirror counts as unreachable
+ELSEWHERE = "set MODNET_DATA to a folder that can be written"
 _CHUNK = 1 << 20
 
 
@@ -28,56 +26,25 @@ def data_home() -> Path:
     return Path(os.environ.get("MODNET_DATA") or "~/.cache/modnet").expanduser()
 
 
-def digest(path: Path, algorithm: str) -> str:
-    """The file's digest in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the body ends well, and vanishes
-    otherwise.
-
-    Raises RunFailed if the disk refuses (full, read-only, no permission).
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise RunFailed(
-            f"cannot write {path}: {error.strerror or error}. Free some space, or set "
-            "MODNET_DATA to a folder that can be written."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+def mend(path: Path) -> str:
+    """What a user does about a damaged file: only those of the data folder are fetched again once they are gone."""
+    if path.is_relative_to(data_home()):
+        return "Delete it; it will be fetched again."
+    return f"It is not modnet's own: install it anew, or put a good copy into {data_home()}, which is looked at first."
 
 
 def download(url: str, target: Path) -> None:
-    """Fetch ``url`` into ``target``; raises Unreachable with the reason."""
+    """Fetch ``url`` into ``target``; raises Unreachable with the reason, RunFailed if the disk refuses."""
+    with disk_errors(target, ELSEWHERE), target.open("wb") as file:
+        for chunk in _received(url):
+            file.write(chunk)
+
+
+def _received(url: str) -> Iterator[bytes]:
+    """The bytes of an address; errors of the caller, who writes them to a disk, do not pass through here."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            chunks = iter(lambda: answer.read(_CHUNK), b"")
-            _pour(chunks, target)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+            while chunk := answer.read(_CHUNK):
+                yield chunk
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(f"{url}: {getattr(error, 'reason', None) or error}") from error
-
-
-def _pour(chunks: Iterator[bytes], target: Path) -> None:
-    try:
-        with target.open("wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-    except OSError as error:
-        if error.errno is None:  # the connection broke; disk errors carry a number
-            raise Unreachable(str(error)) from error
-        raise

@@ -1,6 +1,4 @@
-"""Own images: one folder a class, read whole into memory or, when they are many, as they are
-needed.
-"""
+"""Own images: one folder a class, read whole into memory or, when they are many, as they are needed."""
 
 from __future__ import annotations
 
@@ -19,15 +17,13 @@ from modnet.data.sources import Description
 from modnet.data.splits import Split, held_out
 from modnet.errors import RequestError
 from modnet.recipe.sources import Folder
+from modnet.store import sha256_file
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _RESIDENT_BYTES = 1 << 30
 _HASHED_BYTES = 256 << 20  # up to here contents are hashed, so that a copy of a folder counts as the same data
 _TEST_SEED = 20_240_302
-_IMAGENET = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # customary where measuring would read every image
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # customary where measuring would read every image
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,10 @@ class Listing:
 
 
 def image_folder(params: Folder) -> Description:
-    """The source of ``path/train/CLASS/*`` and ``path/test/CLASS/*``, or of ``path/CLASS/*`` with a
-    tenth as test.
+    """The source of ``path/train/CLASS/*`` and ``path/test/CLASS/*``, or of ``path/CLASS/*`` with a tenth as test.
 
-    Classes are the sorted names of the training folders. Images are resized by their shorter side
-    and cropped to the middle square. Raises RequestError for a folder that is missing or empty, or
-    holds a class that training lacks.
+    Classes are the sorted names of the training folders. Images are resized by their shorter side and cropped to the
+    middle square. Raises RequestError for a folder that is missing or empty, or holds a class that training lacks.
     """
     if params.channels == 2:
         raise RequestError(f"data {params.name!r}: channels is 2; images are read with 1 (grey) or 3 (colour).")
@@ -60,9 +54,7 @@ def image_folder(params: Folder) -> Description:
 
 
 def listed(root: Path, name: str) -> Listing:
-    """What lies in a folder; raises RequestError that says which folder is wrong and how it should
-    look.
-    """
+    """What lies in a folder; raises RequestError that says which folder is wrong and how it should look."""
     if not root.is_dir():
         raise RequestError(f"data {name!r}: there is no folder {root}. Give path: a folder with one folder a class.")
     if not (root / "train").is_dir():
@@ -119,7 +111,7 @@ def _fingerprint(listing: Listing) -> str:
 
 @functools.lru_cache(maxsize=1 << 20)
 def _content(path: Path, size: int, time: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_file(path)
 
 
 def _read(listing: Listing, params: Folder, resident: bool) -> tuple[Split, Split]:

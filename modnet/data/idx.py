@@ -18,23 +18,22 @@ from modnet.errors import RunFailed
 _UNSIGNED_BYTE = 8
 
 
-def unpacked(path: Path) -> bytes:
-    """The file's bytes, gunzipped if its name ends in ``.gz``; raises RunFailed if it cannot be
-    read or is corrupt.
+def unpacked(path: Path, remedy: str = "") -> bytes:
+    """The file's bytes, gunzipped if its name ends in ``.gz``.
+
+    Raises RunFailed, with what the user can do, if it cannot be read or is corrupt.
     """
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RunFailed(f"{path} is corrupt ({error}). Delete it; it will be fetched again.") from error
+        raise RunFailed(f"{path} is corrupt ({error}). {remedy}".rstrip()) from error
     except OSError as error:
         raise RunFailed(f"cannot read {path}: {error.strerror or error}.") from error
 
 
 def parse(raw: bytes, where: str) -> Tensor:
-    """The uint8 tensor that idx bytes hold; raises RunFailed, naming ``where``, unless header and
-    length agree.
-    """
+    """The uint8 tensor that idx bytes hold; raises RunFailed, naming ``where``, unless header and length agree."""
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _UNSIGNED_BYTE or not 1 <= raw[3] <= 4:
         raise RunFailed(f"{where} is corrupt: it does not begin as an idx file of unsigned bytes does.")
     axes, start = raw[3], 4 + 4 * raw[3]

@@ -1,8 +1,6 @@
-"""What JPEG compression loses (ITU-T T.81, baseline), computed for all images at once and in whole
-numbers.
+"""What JPEG compression loses (ITU-T T.81, baseline), computed for all images at once and in whole numbers.
 
-The lossless half of a codec is left out, for nothing of it can be seen; no library's version
-changes a result.
+The lossless half of a codec is left out, for nothing of it can be seen; no library's version changes a result.
 """
 
 from __future__ import annotations
@@ -50,17 +48,13 @@ def jpeg_compression(images: Tensor, ids: Tensor, severity: int) -> Tensor:
 
 
 def scaled(table: tuple[tuple[int, ...], ...], quality: int) -> Tensor:
-    """A quantisation table at a quality of 1 … 100, by the rule of the Independent JPEG Group;
-    int64 (8, 8).
-    """
+    """A quantisation table at a quality of 1 … 100, by the rule of the Independent JPEG Group; int64 (8, 8)."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((torch.tensor(table) * percent + 50) // 100).clamp(1, 255)
 
 
 def coded(values: Tensor, steps: Tensor) -> Tensor:
-    """The values (B, C, H, W) after transform, quantisation and back; borders are repeated to whole
-    blocks.
-    """
+    """The values (B, C, H, W) after transform, quantisation and back; borders are repeated to whole blocks."""
     height, width = values.shape[2:]
     padded = F.pad(values.double() - 128, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = padded.unfold(2, 8, 8).unfold(3, 8, 8)
@@ -81,9 +75,7 @@ def _basis() -> Tensor:
 
 
 def _split_colour(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance (B, 1, H, W) and the two colour differences about 128 (B, 2, H, W), as JFIF defines
-    them.
-    """
+    """Luminance (B, 1, H, W) and the two colour differences about 128 (B, 2, H, W), as JFIF defines them."""
     red, green, blue = values.split(1, dim=1)
     luminance = exact.divided(299 * red + 587 * green + 114 * blue, 1000)
     blueness = exact.divided(500_000 * blue - 168_736 * red - 331_264 * green, 1_000_000) + 128

@@ -1,8 +1,7 @@
-"""Images that stay on disk: read, and for training transformed, by the workers of a torch
-DataLoader.
+"""Images that stay on disk: read, and for training transformed, by the workers of a torch DataLoader.
 
-What a sample becomes depends on its key and number alone, so neither the number of workers nor the
-step at which an epoch is taken up can be seen in the batches.
+What a sample becomes depends on its key and number alone, so neither the number of workers nor the step at which an
+epoch is taken up can be seen in the batches.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torchvision.transforms import v2
 
 from modnet.data.pixels import RandomErase
 from modnet.data.splits import Split
-from modnet.errors import RunFailed
+from modnet.errors import RequestError, RunFailed
 from modnet.randomness import Key
 from modnet.recipe.training import Crop, Erase, Flip, RandAugment
 from modnet.registry import Params
@@ -32,16 +31,18 @@ _READ_AT_ONCE = 64
 
 
 def default_workers() -> int:
-    """``MODNET_WORKERS``, else one worker less than there are cores, at most 8."""
-    given = os.environ.get("MODNET_WORKERS")
-    return int(given) if given else min(8, (os.cpu_count() or 1) - 1)
+    """``MODNET_WORKERS``, else one worker less than there are cores, at most 8; raises RequestError for other text."""
+    given = os.environ.get("MODNET_WORKERS", "").strip()
+    if not given:
+        return min(8, (os.cpu_count() or 1) - 1)
+    if not given.isdecimal():
+        raise RequestError(f"MODNET_WORKERS is {given!r}: set it to a whole number, 0 for no processes of their own.")
+    return int(given)
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads an image file as uint8 (channels, size, size): shorter side resized, middle square
-    kept.
-    """
+    """Reads an image file as uint8 (channels, size, size): shorter side resized, middle square kept."""
 
     size: int
     channels: int
@@ -62,9 +63,7 @@ class Reader:
 
 
 class _Rows(Dataset[tuple[Tensor, str]]):
-    """Chosen rows of a split as the DataLoader wants them; errors are carried to the main process
-    as text.
-    """
+    """Chosen rows of a split as the DataLoader wants them; errors are carried to the main process as text."""
 
     def __init__(self, split: FolderSplit, change: Change | None) -> None:
         self.split, self.change = split, change
@@ -90,18 +89,10 @@ class FolderSplit(Split):
     workers: int
 
     def __init__(
-        self,
-        files: Sequence[Path],
-        labels: Tensor,
-        ids: Tensor,
-        reader: Reader,
-        workers: int | None = None,
+        self, files: Sequence[Path], labels: Tensor, ids: Tensor, reader: Reader, workers: int | None = None
     ) -> None:
         values = {"files": files, "labels": labels, "ids": ids, "reader": reader}
-        for name, value in {
-            **values,
-            "workers": default_workers() if workers is None else workers,
-        }.items():
+        for name, value in {**values, "workers": default_workers() if workers is None else workers}.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -125,9 +116,7 @@ class FolderSplit(Split):
             yield images, self.labels[some]
 
     def read(self, batches: Sequence[Tensor], change: Change | None = None) -> Iterator[Tensor]:
-        """The images of each batch of rows, uint8 (B, C, H, W), changed one by one by the
-        workers.
-        """
+        """The images of each batch of rows, uint8 (B, C, H, W), changed one by one by the workers."""
         loader = DataLoader(
             _Rows(self, change),
             batch_sampler=[rows.tolist() for rows in batches],
@@ -175,8 +164,6 @@ def _transform(params: Params, size: int) -> v2.Transform | None:
 
 
 def _erased(erase: RandomErase, image: Tensor) -> Tensor:
-    """Our own erasing (that of v2 fills uint8 images with no noise), keyed from torch's generator
-    as v2 is.
-    """
+    """Our own erasing (that of v2 fills uint8 images with no noise), keyed from torch's generator as v2 is."""
     key = Key(int(torch.randint(1 << 62, (1,))))
     return erase.apply(image[None], key, torch.zeros(1, dtype=torch.int64))[0]

@@ -1,6 +1,4 @@
-"""Training batches: epoch order, augmentation and mixing, all keyed, so that any step can be given
-again.
-"""
+"""Training batches: epoch order, augmentation and mixing, all keyed, so that any step can be given again."""
 
 from __future__ import annotations
 
@@ -22,19 +20,13 @@ _CHUNK_BYTES = 1 << 20  # images augmented at once: enough to hide the cost of e
 class TrainBatches:
     """The training batches of a data set (an :class:`engine.batch.Batches`).
 
-    Epoch ``e`` goes through the training split in the order of ``key.fold("order", e)``. The last
-    partial batch is dropped; a split smaller than a batch is one batch. Every draw is keyed by
-    augmentation, epoch and sample number, so ``epoch(e, start)`` gives the same batches from
-    ``start`` on, whatever went before.
+    Epoch ``e`` goes through the training split in the order of ``key.fold("order", e)``. The last partial batch is
+    dropped; a split smaller than a batch is one batch. Every draw is keyed by augmentation, epoch and sample number, so
+    ``epoch(e, start)`` gives the same batches from ``start`` on, whatever went before.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        batch: int,
-        key: Key,
-        augment: Sequence[Params] = (),
-        device: torch.device | str = "cpu",
+        self, dataset: Dataset, batch: int, key: Key, augment: Sequence[Params] = (), device: torch.device | str = "cpu"
     ) -> None:
         if not len(dataset.train):
             raise ValueError(f"data {dataset.name!r} has no training images")
@@ -58,9 +50,7 @@ class TrainBatches:
         return len(self.dataset.train) // self._batch
 
     def order(self, epoch: int) -> Tensor:
-        """The rows of the training split in the order of an epoch, int64, without the dropped
-        rest.
-        """
+        """The rows of the training split in the order of an epoch, int64, without the dropped rest."""
         order = self.key.fold("order", epoch).permutation(len(self.dataset.train))
         return order[: self.steps_per_epoch * self._batch]
 
@@ -75,18 +65,12 @@ class TrainBatches:
             yield self._mixed(self.dataset.normalise(images), labels, ids, epoch)
 
     def _read(self, split: FolderSplit, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """uint8 images, labels and ids of each batch, read and transformed by the split's
-        workers.
-        """
+        """uint8 images, labels and ids of each batch, read and transformed by the split's workers."""
         made = transform(self._params, split.reader.size)
         change = Transformed(made, self.key.fold("augment", "v2", epoch)) if made else None
         batches = rows.split(self._batch)
         for some, images in zip(batches, split.read(batches, change), strict=True):
-            yield (
-                images.to(self.device),
-                split.labels[some].to(self.device),
-                split.ids[some].to(self.device),
-            )
+            yield images.to(self.device), split.labels[some].to(self.device), split.ids[some].to(self.device)
 
     def _augmented(self, split: Split, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """uint8 images, labels and ids of each batch; several batches are augmented at once."""

@@ -1,7 +1,6 @@
 """Mixing of neighbours: mixup and CutMix with their targets, drawn per sample.
 
-The partner of a row is the next row of the batch, cyclic, which is its neighbour in the epoch's
-order.
+The partner of a row is the next row of the batch, cyclic, which is its neighbour in the epoch's order.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ class Mixing:
     def apply(self, x: Tensor, target: Tensor, key: Key, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed images and targets, the shapes unchanged.
 
-        ``x``: float32 (B, C, H, W), normalised. ``target``: float32 (B, classes), rows that sum to
-        1.
+        ``x``: float32 (B, C, H, W), normalised. ``target``: float32 (B, classes), rows that sum to 1.
         """
         raise NotImplementedError
 
@@ -69,9 +67,7 @@ class CutMix(Mixing):
         return torch.where(pasted, x.roll(-1, 0), x), blended(target, keep)
 
     def boxes(self, key: Key, ids: Tensor, height: int, width: int) -> Tensor:
-        """Each sample's box: a share of the image drawn from Beta, its centre anywhere, cut off at
-        the border.
-        """
+        """Each sample's box: a share of the image drawn from Beta, its centre anywhere, cut off at the border."""
         side = (1 - share(key, ids, self.alpha)).sqrt()
         down, right = key.fold("centre").uniform(ids, 2).unbind(1)
         edges = []
@@ -83,9 +79,7 @@ class CutMix(Mixing):
 
 
 class MixupOrCutMix(Mixing):
-    """See :class:`modnet.recipe.training.MixupOrCutMix`; ``switch`` is the probability of
-    CutMix.
-    """
+    """See :class:`modnet.recipe.training.MixupOrCutMix`; ``switch`` is the probability of CutMix."""
 
     def __init__(self, mixup: float, cutmix: float, switch: float, p: float) -> None:
         self.mixup, self.cutmix, self.switch, self.p = Mixup(mixup, p), CutMix(cutmix, p), switch, p

@@ -13,9 +13,7 @@ from modnet.randomness import Key
 
 
 class Pixels:
-    """An augmentation of uint8 images: ``apply(images, key, ids)`` gives new images of the same
-    shape.
-    """
+    """An augmentation of uint8 images: ``apply(images, key, ids)`` gives new images of the same shape."""
 
     def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
         """Row r of the result depends on ``images[r]``, the key and ``ids[r]`` alone."""
@@ -29,9 +27,7 @@ class RandomCrop(Pixels):
         self.pad = pad
 
     def shifts(self, key: Key, ids: Tensor) -> Tensor:
-        """Offsets of the window in the padded image, int64 (B, 2) in 0 … 2 pad; ``pad`` means no
-        shift.
-        """
+        """Offsets of the window in the padded image, int64 (B, 2) in 0 … 2 pad; ``pad`` means no shift."""
         return (key.uniform(ids, 2) * (2 * self.pad + 1)).long()
 
     def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
@@ -39,9 +35,7 @@ class RandomCrop(Pixels):
 
 
 def shifted(images: Tensor, offsets: Tensor, pad: int) -> Tensor:
-    """Windows of the zero-padded images at the given offsets (B, 2); ``pad`` both ways gives the
-    images themselves.
-    """
+    """Windows of the zero-padded images at the given offsets (B, 2); ``pad`` both ways gives the images themselves."""
     height, width = images.shape[2:]
     padded = F.pad(images, (pad, pad, pad, pad))
     if images.device.type == "cpu":  # whole rows are copied: several times faster than a gather of pixels
@@ -68,9 +62,7 @@ def flipped(images: Tensor, which: Tensor) -> Tensor:
 
 
 class RandomErase(Pixels):
-    """See :class:`modnet.recipe.training.Erase`; the rectangle's aspect lies between 0.3 and 1 /
-    0.3.
-    """
+    """See :class:`modnet.recipe.training.Erase`; the rectangle's aspect lies between 0.3 and 1 / 0.3."""
 
     def __init__(self, p: float, area: tuple[float, float]) -> None:
         self.p, self.area = p, area

@@ -1,8 +1,7 @@
 """RandAugment (Cubuk et al. 2019) for small uint8 images, in batches and drawn per sample.
 
-Every operation is one of three kinds, so that a batch needs three passes however many operations it
-draws: a *tone* (a table of 256 values for each channel), a *move* (an affine map) or a *filter*
-(sharpness, saturation).
+Every operation is one of three kinds, so that a batch needs three passes however many operations it draws: a *tone* (a
+table of 256 values for each channel), a *move* (an affine map) or a *filter* (sharpness, saturation).
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ from modnet.randomness import Key
 
 TONES = ("autocontrast", "equalize", "invert", "posterize", "solarize", "brightness", "contrast")
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-FILTERS = (
-    "sharpness",
-    "saturation",
-)  # saturation does nothing to grey images and is not drawn for them
+FILTERS = ("sharpness", "saturation")  # saturation does nothing to grey images and is not drawn for them
 _MOST_DEGREES, _MOST_SHEAR, _MOST_SHIFT, _MOST_BLEND = 30.0, 0.3, 100 / 331, 0.9
 
 
@@ -45,9 +41,7 @@ class RandAugment(Pixels):
         return images
 
     def draw(self, key: Key, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """For each sample the number of its operation, and its magnitude with a random sign, in -1
-        … 1.
-        """
+        """For each sample the number of its operation, and its magnitude with a random sign, in -1 … 1."""
         pick, sign = key.fold("pick").uniform(ids, 2).unbind(1)
         level = (self.m + self.std * key.fold("level").normal(ids, 1)[:, 0].double()).clamp(0, 10) / 10
         level = (level * 256).round() / 256  # the last bits of a logarithm depend on the batch it is taken in
@@ -104,17 +98,12 @@ def moved(images: Tensor, which: Tensor, level: Tensor) -> Tensor:
     shift_x = torch.where(op["translate_x"], level * _MOST_SHIFT * width, 0.0)
     shift_y = torch.where(op["translate_y"], level * _MOST_SHIFT * height, 0.0)
     cos, sin = angle.cos(), angle.sin()
-    rows = [
-        torch.stack([cos, shear_x - sin, shift_x], 1),
-        torch.stack([sin + shear_y, cos, shift_y], 1),
-    ]
+    rows = [torch.stack([cos, shear_x - sin, shift_x], 1), torch.stack([sin + shear_y, cos, shift_y], 1)]
     return resampled(images, *affine(torch.stack(rows, 1), height, width))
 
 
 def filtered(images: Tensor, which: Tensor, level: Tensor) -> Tensor:
-    """Each image blended with its smoothed (sharpness) or grey (saturation) version, or away from
-    it.
-    """
+    """Each image blended with its smoothed (sharpness) or grey (saturation) version, or away from it."""
     values = images.long()
     smooth = F.avg_pool2d(images.double(), 3, 1, divisor_override=1).round().long()  # sums of nine, exact
     centre = values[:, :, 1:-1, 1:-1]

@@ -1,7 +1,7 @@
 """The suite ``-r``: eight renditions that change an image's style and keep what it shows.
 
-Each takes uint8 images (B, C, H, W) and their ids, and gives uint8 images of the same shape. Only
-``texture`` draws random numbers. Line widths and periods grow with the image's side.
+Each takes uint8 images (B, C, H, W) and their ids, and gives uint8 images of the same shape. Only ``texture`` draws
+random numbers. Line widths and periods grow with the image's side.
 """
 
 from __future__ import annotations
@@ -20,13 +20,8 @@ _DIRECTIONS = ((0, 4), (4, 0), (3, 3), (3, -3), (2, 4), (4, 2), (2, -4), (4, -2)
 
 
 def sketch(images: Tensor, ids: Tensor) -> Tensor:
-    """A pencil drawing: each pixel against its surroundings, so that flat regions are paper and
-    edges are lines.
-    """
-    radius, floor = (
-        exact.pixels(_number("sketch", "radius"), images.shape[-1]),
-        int(_number("sketch", "floor")),
-    )
+    """A pencil drawing: each pixel against its surroundings, so that flat regions are paper and edges are lines."""
+    radius, floor = (exact.pixels(_number("sketch", "radius"), images.shape[-1]), int(_number("sketch", "floor")))
     light = exact.grey(images)
     around = exact.blurred(light, _hill(radius))
     return _same(images, torch.div(255 * (light + floor), around + floor, rounding_mode="floor"))
@@ -42,9 +37,7 @@ def emboss(images: Tensor, ids: Tensor) -> Tensor:
 
 
 def poster(images: Tensor, ids: Tensor) -> Tensor:
-    """A print in four tones: each channel's range in four steps, given tones that do not rise in
-    order.
-    """
+    """A print in four tones: each channel's range in four steps, given tones that do not rise in order."""
     tones = torch.tensor(_tuple("poster", "tones"), dtype=torch.uint8)
     radius = exact.pixels(_number("poster", "smooth"), images.shape[-1], least=0)
     values = exact.blurred(images.to(torch.int32), _hill(radius))
@@ -64,9 +57,7 @@ def silhouette(images: Tensor, ids: Tensor) -> Tensor:
 
 
 def halftone(images: Tensor, ids: Tensor) -> Tensor:
-    """Newspaper dots: black and white alone, dark tones lifted, on a screen turned by 45
-    degrees.
-    """
+    """Newspaper dots: black and white alone, dark tones lifted, on a screen turned by 45 degrees."""
     height, width = images.shape[2:]
     period = exact.pixels(_number("halftone", "period"), width, least=3)
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
@@ -82,9 +73,7 @@ def inverted(images: Tensor, ids: Tensor) -> Tensor:
 
 
 def stroke(images: Tensor, ids: Tensor) -> Tensor:
-    """Bright outlines on black, within the object: how far the darkest neighbour lies below each
-    pixel.
-    """
+    """Bright outlines on black, within the object: how far the darkest neighbour lies below each pixel."""
     radius = exact.pixels(_number("stroke", "radius"), images.shape[-1])
     light = exact.grey(images)
     edges = light - exact.smallest(light, radius)
@@ -92,9 +81,7 @@ def stroke(images: Tensor, ids: Tensor) -> Tensor:
 
 
 def texture(images: Tensor, ids: Tensor) -> Tensor:
-    """Other material: bright regions become stripes of one direction per image, dark ones become
-    coarse grain.
-    """
+    """Other material: bright regions become stripes of one direction per image, dark ones become coarse grain."""
     key = shift_key("texture")
     bright, dark = (_tuple("texture", name) for name in ("bright", "dark"))
     stripes = _stripes(key.fold("stripes"), ids, images.shape[2:])

@@ -1,9 +1,7 @@
-"""The constants of the shift suites, all of them: with the code they fix every changed image, bit
-for bit.
+"""The constants of the shift suites, all of them: with the code they fix every changed image, bit for bit.
 
-They were chosen by eye on Fashion-MNIST and digits, before any network was trained, so that a
-person still recognises what is shown. Lengths are shares of the image's side, so that a suite means
-the same at 8 and at 224 pixels.
+They were chosen by eye on Fashion-MNIST and digits, before any network was trained, so that a person still recognises
+what is shown. Lengths are shares of the image's side, so that a suite means the same at 8 and at 224 pixels.
 """
 
 from __future__ import annotations
@@ -30,11 +28,7 @@ CORRUPTIONS: dict[str, dict[str, tuple[float, ...]]] = {
     "shot_noise": {"photons": (60, 25, 12, 7, 4)},  # counted where a pixel is white
     "impulse_noise": {"pixels": (0.02, 0.05, 0.09, 0.14, 0.20)},  # share that turns black or white
     "defocus_blur": {"share": (0.025, 0.04, 0.055, 0.075, 0.10)},  # radius of the disk
-    "glass_blur": {
-        "share": (0.036,) * 5,
-        "pixels": (0.3, 0.5, 0.75, 1.0, 1.0),
-        "rounds": (1, 1, 1, 1, 2),
-    },
+    "glass_blur": {"share": (0.036,) * 5, "pixels": (0.3, 0.5, 0.75, 1.0, 1.0), "rounds": (1, 1, 1, 1, 2)},
     "motion_blur": {"share": (0.10, 0.15, 0.20, 0.27, 0.35)},  # length of the line
     "zoom_blur": {"zoom": (1.12, 1.20, 1.28, 1.40, 1.55)},  # largest zoom of the mean
     "snow": {"pixels": (0.02, 0.04, 0.06, 0.08, 0.10), "whiten": (0.05, 0.10, 0.15, 0.20, 0.25)},

@@ -14,18 +14,7 @@ from modnet.data.splits import Split, check_labels, held_out
 from modnet.errors import RunFailed
 from modnet.recipe.sources import Source
 
-FASHION_CLASSES = (
-    "T-shirt",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_CLASSES = tuple(
     """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -45,8 +34,7 @@ _DIGITS_SEED = 20_240_301
 class Description:
     """What a source's builder gives: its facts at no cost, and ``read()`` for its own two sets.
 
-    ``moments``: mean and standard deviation per channel if they are constants of the source; None:
-    they are measured.
+    ``moments``: mean and standard deviation per channel if they are constants of the source; None: they are measured.
     """
 
     classes: tuple[str, ...]

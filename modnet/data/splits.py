@@ -1,9 +1,8 @@
 """Splits and data sets: what every source becomes, and how parts are drawn from it.
 
-From a source's own training images **val** is held out first (5,000 or a tenth, equally many of
-each class, by a constant seed); ``per_class`` and ``fraction`` then choose a part of what is left.
-Both take the first images of one seeded order per class, so that 100 of a class are among 300 of
-it.
+From a source's own training images **val** is held out first (5,000 or a tenth, equally many of each class, by a
+constant seed); ``per_class`` and ``fraction`` then choose a part of what is left. Both take the first images of one
+seeded order per class, so that 100 of a class are among 300 of it.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _VAL_MOST = 5_000
 class Split:
     """Images in memory with their labels and sample numbers.
 
-    ``images``: uint8 (N, C, H, W). ``labels``: int64 (N,). ``ids``: int64 (N,), sample numbers in
-    the source's own set, which key augmentation and shifts.
+    ``images``: uint8 (N, C, H, W). ``labels``: int64 (N,). ``ids``: int64 (N,), sample numbers in the source's own set,
+    which key augmentation and shifts.
     """
 
     images: Tensor
@@ -57,12 +56,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A source with its three splits; choices are made on ``val``, and ``test`` is read by
-    evaluation alone.
+    """A source with its three splits; choices are made on ``val``, and ``test`` is read by evaluation alone.
 
-    ``mean`` and ``std`` (per channel, of pixels divided by 255) belong to the source's training
-    images before any part is taken, so that networks trained on different parts of one source see
-    the same inputs.
+    ``mean`` and ``std`` (per channel, of pixels divided by 255) belong to the source's training images before any part
+    is taken, so that networks trained on different parts of one source see the same inputs.
     """
 
     name: str
@@ -76,9 +73,7 @@ class Dataset:
     fingerprint: str
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 with the training images' mean 0 and standard deviation
-        1.
-        """
+        """uint8 (B, C, H, W) to float32 with the training images' mean 0 and standard deviation 1."""
         scale, shift = self._affine
         return images.to(torch.float32).mul_(scale.to(images.device)).add_(shift.to(images.device))
 
@@ -89,9 +84,7 @@ class Dataset:
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> Tensor:
-    """The labels as int64; raises RunFailed naming the first one that is not in
-    ``range(classes)``.
-    """
+    """The labels as int64; raises RunFailed naming the first one that is not in ``range(classes)``."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -103,9 +96,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> Tensor:
 
 
 def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 images, exact (from counts), in units of
-    255.
-    """
+    """Mean and standard deviation of each channel of uint8 images, exact (from counts), in units of 255."""
     means, stds = [], []
     for channel in images.unbind(1):
         counts = torch.bincount(channel.reshape(-1), minlength=256).double()
@@ -130,11 +121,9 @@ def _joined(rows: list[Tensor]) -> Tensor:
 def held_out(
     labels: Tensor, classes: int, most: int = _VAL_MOST, seed: int = _VAL_SEED, share: float = 0.1
 ) -> tuple[Tensor, Tensor]:
-    """Rows that stay and rows that are held out: at most ``most`` and ``share`` of all, equally
-    many of each class.
+    """Rows that stay and rows that are held out: at most ``most`` and ``share`` of all, equally many of each class.
 
-    A class gives at most twice that share of its images (but one if it has two or more), so that
-    none is emptied.
+    A class gives at most twice that share of its images (but one if it has two or more), so that none is emptied.
     """
     quota = max(1, min(most, int(len(labels) * share)) // classes)
     kept, out = [], []
@@ -146,9 +135,7 @@ def held_out(
 
 
 def part(labels: Tensor, classes: tuple[str, ...], params: Source) -> Tensor:
-    """Rows of the part that a source's parameters choose; raises RequestError if a class has too
-    few images.
-    """
+    """Rows of the part that a source's parameters choose; raises RequestError if a class has too few images."""
     if params.per_class is None and params.fraction is None:
         return torch.arange(len(labels))
     chosen = []

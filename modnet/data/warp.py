@@ -1,7 +1,6 @@
 """Resampling of uint8 images in integers: the same bits on every machine and in every batch.
 
-Positions are fixed-point: int64 in units of 1 / 65536 pixel; a value is weighed between four pixels
-in steps of 1/256.
+Positions are fixed-point: int64 in units of 1 / 65536 pixel; a value is weighed between four pixels in steps of 1/256.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ def resampled(images: Tensor, down: Tensor, right: Tensor, edge: bool = False) -
 def affine(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Fixed-point rows and columns (B, H, W) that matrices (B, 2, 3) send each pixel to.
 
-    A matrix acts on (column, row, 1) measured from the image's centre, in pixels, and gives where
-    to read.
+    A matrix acts on (column, row, 1) measured from the image's centre, in pixels, and gives where to read.
     """
     fixed = (matrices.double() * ONE).round().long()
     # doubled offsets from the centre are whole numbers, so that nothing is rounded

@@ -26,15 +26,3 @@ def load_chain(folder: Path, name: str) -> Chain:
             f"({str(error).splitlines()[0]}); delete {folder} and run the same command again"
         ) from error
     return chain
-
-
-def load_into(folder: Path, name: str, chain: Chain) -> None:
-    """Copy a saved chain's tensors into a chain of the same structure; raises RunFailed if they do not fit."""
-    state, _ = load_network(folder, name)
-    try:
-        chain.load_state_dict(state)
-    except RuntimeError as error:
-        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise RunFailed(
-            f"{folder / name}.safetensors holds another network than the one it is loaded into: {reasons}"
-        ) from error

@@ -1,7 +1,7 @@
 """Checkpoints of a training job: safetensors and JSON with hashes, complete or absent, never pickled.
 
-``<folder>/checkpoints/<job>/last`` holds ``weights`` and ``optimizer`` (tensors ``track/parameter[/entry]``), the
-best weights of each track, and ``state.json``, which names the hash of every file and is itself hashed.
+``<folder>/checkpoints/<job>/last`` holds ``weights`` and ``optimizer`` (tensors ``track/parameter[/entry]``), the best
+weights of each track, and ``state.json``, which names the hash of every file and is itself hashed.
 """
 
 from __future__ import annotations

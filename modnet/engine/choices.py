@@ -25,9 +25,10 @@ class Choice:
 
 
 def choose(folder: Path, settings: TrainingStage, device: torch.device) -> tuple[dict[str, Choice], bool]:
-    """The choices of a stage folder, and whether they are those of an earlier start; threads are set accordingly.
+    """The choices of a stage folder, and whether they are those of an earlier start.
 
-    Raises RunFailed if the stored choices cannot be read.
+    The process is set accordingly: the number of threads, and on a GPU deterministic algorithms. Raises RunFailed if
+    the stored choices cannot be read.
     """
     path = folder / "choices.json"
     stored = path.is_file()
@@ -37,7 +38,29 @@ def choose(folder: Path, settings: TrainingStage, device: torch.device) -> tuple
         choices = _make(settings, device)
         atomic_write_json(path, {name: asdict(choice) for name, choice in choices.items()})
     torch.set_num_threads(int(choices["threads"].value))
+    if device.type == "cuda":
+        _set_deterministic(is_deterministic(choices))
     return choices, stored
+
+
+def is_deterministic(choices: dict[str, Choice]) -> bool:
+    """Whether a GPU is kept to algorithms that give the same bits in every run; False where nothing was chosen."""
+    return "deterministic" in choices and bool(choices["deterministic"].value)
+
+
+def _set_deterministic(wanted: bool) -> None:
+    """Keep CUDA to deterministic algorithms.
+
+    Not ``warn_only``: with it the backward passes of fused attention stay as they are, without it they have a
+    deterministic variant. An operation that has none raises RuntimeError, which the trainer explains.
+    """
+    if wanted:
+        # Read when cuBLAS makes its first handle; without it its workspaces, and so its sums, may differ.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(wanted)
+    # A debugging aid that costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _read(path: Path) -> dict[str, Choice]:
@@ -50,7 +73,9 @@ def _read(path: Path) -> dict[str, Choice]:
 
 def _make(settings: TrainingStage, device: torch.device) -> dict[str, Choice]:
     multiply, why = fastest_dtype(device)
+    gpu = {"deterministic": Choice(True, "so that a resumed run ends with the same bits")}
     return {
+        **(gpu if device.type == "cuda" else {}),
         "threads": _threads(),
         "device": Choice(device.type, "where the networks were placed"),
         "dtype": _dtype(settings, device),
@@ -80,7 +105,8 @@ def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> 
     told = (
         f"{'as at the first start' if stored else 'chosen'}: {value['device']}, "
         f"{value['threads']} thread{'s' * (value['threads'] != 1)} ({choices['threads'].reason}), "
-        f"{value['dtype']}{', compiled' if value['compile'] else ''}; "
+        f"{value['dtype']}{', compiled' if value['compile'] else ''}"
+        f"{', deterministic algorithms' if is_deterministic(choices) else ''}; "
         f"Newton-Schulz of Muon in {value['newton_schulz']} ({choices['newton_schulz'].reason})"
     )
     if value["device"] != device.type:

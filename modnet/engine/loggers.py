@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,8 @@ class MetricsLog:
     def truncate(self, offset: int) -> None:
         """Forget everything after ``offset`` bytes."""
         if self.end() > offset:
-            os.truncate(self.path, offset)
+            with disk_errors(self.path):
+                os.truncate(self.path, offset)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; raises RunFailed on a full disk."""
@@ -40,22 +43,41 @@ class MetricsLog:
     def sync(self) -> int:
         """Flush to the disk; the offset that a checkpoint stores."""
         if self.path.exists():
-            with self.path.open("r+b") as file:
+            with disk_errors(self.path), self.path.open("r+b") as file:
                 os.fsync(file.fileno())
         return self.end()
 
 
 class TensorBoard:
-    """Scalars, the settings and a sheet of training images, under ``tb/<job>``; imported when first used."""
+    """Scalars, the settings and a sheet of training images, under ``tb/<job>``; imported when first used.
+
+    Everything but :meth:`close` raises RunFailed on a full disk, which its writing thread reports at the next call.
+    """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=purge_step)
+        _tell_no_disk_errors_of_threads()
+        self.folder = folder
+        with disk_errors(folder):
+            self._writer: SummaryWriter = SummaryWriter(str(folder), purge_step=purge_step)
 
     def text(self, tag: str, value: str) -> None:
         """A text, shown as written."""
-        self._writer.add_text(tag, f"```\n{value}\n```", 0)
+        with disk_errors(self.folder):
+            self._writer.add_text(tag, f"```\n{value}\n```", 0)
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, Any], step: int) -> None:
+        """Settings and the metrics they led to, for the table of hyper-parameters; the metrics are tagged ``final``."""
+        from torch.utils.tensorboard.summary import hparams
+
+        # Not add_hparams, which would make another run of them, beside this one.
+        results = _flat({"final": metrics}, "/")
+        with disk_errors(self.folder):
+            for summary in hparams({k: _shown(v) for k, v in _flat(settings, ".").items()}, results):
+                self._writer._get_file_writer().add_summary(summary, step)
+        self.scalars(results, step)
+        self.flush()
 
     def scalars(self, values: Mapping[str, Any], step: int, tag: str = "") -> None:
         """Numbers of a nested mapping, tagged by the path to them."""
@@ -64,19 +86,53 @@ class TensorBoard:
             if isinstance(value, Mapping):
                 self.scalars(value, step, path)
             else:
-                self._writer.add_scalar(path, value, step)
+                with disk_errors(self.folder):
+                    self._writer.add_scalar(path, value, step)
 
     def images(self, images: Tensor) -> None:
         """A sheet of images in [0, 1], shape (n, channels, size, size)."""
-        self._writer.add_images("train/augmented", images, 0)
+        with disk_errors(self.folder):
+            self._writer.add_images("train/augmented", images, 0)
 
     def flush(self) -> None:
         """Hand what is buffered to the file."""
-        self._writer.flush()
+        with disk_errors(self.folder):
+            self._writer.flush()
 
     def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+        """Flush and close; a disk that refuses is not told here, as it would hide why the run ended."""
+        with suppress(OSError):
+            self._writer.close()
+
+
+def _tell_no_disk_errors_of_threads() -> None:
+    """Keep the trace of TensorBoard's writing thread off the screen: the next call raises its error again."""
+    before = threading.excepthook
+    if getattr(before, "quiet", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    hook.quiet = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
+
+
+def _flat(values: Mapping[str, Any], joint: str) -> dict[str, Any]:
+    """A nested mapping as one, the path to each value for its name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}{joint}{rest}": inner for rest, inner in _flat(value, joint).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _shown(value: Any) -> Any:
+    """A value as the table of hyper-parameters takes it: a number, a text, or nothing."""
+    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
 
 
 def sheet(x: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, most: int = 32) -> Tensor | None:

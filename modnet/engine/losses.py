@@ -14,18 +14,15 @@ Norm = Literal["numel", "batchmean"]
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch of -sum_c target_c log p_c; ``target`` float (B, classes), smoothed
-    towards uniform.
-    """
+    """Mean over the batch of -sum_c target_c log p_c; ``target`` float (B, classes), smoothed towards uniform."""
     return F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
 
 
 def base_loss(batch: Batch, logits: Tensor, smoothing: float = 0.0) -> Tensor:
-    """The loss against labels: soft targets if the batch's labels were mixed, else the labels
-    themselves.
+    """The loss against labels: soft targets if the batch's labels were mixed, else the labels themselves.
 
-    ``smoothing`` moves either towards uniform, (1 - s) target + s / classes (Szegedy et al. 2016),
-    which for mixed labels equals mixing smoothed labels. Computed in float32; a scalar.
+    ``smoothing`` moves either towards uniform, (1 - s) target + s / classes (Szegedy et al. 2016), which for mixed
+    labels equals mixing smoothed labels. Computed in float32; a scalar.
     """
     if batch.target is not None:
         return soft_cross_entropy(logits, batch.target, smoothing)
@@ -33,13 +30,11 @@ def base_loss(batch: Batch, logits: Tensor, smoothing: float = 0.0) -> Tensor:
 
 
 def kd_term(student: Tensor, teacher: Tensor, tau: float = 1.0, kind: Kind = "soft", norm: Norm = "numel") -> Tensor:
-    """The teacher's part of a distillation loss, from logits (B, classes) of both; the teacher gets
-    no gradient.
+    """The teacher's part of a distillation loss, from logits (B, classes) of both; the teacher gets no gradient.
 
-    Soft: tau² KL(teacher ‖ student) at temperature tau, summed and divided by B·classes (``numel``,
-    as Deep Incubation and m2mKD do) or by B (``batchmean``, Hinton et al. 2015); the two differ by
-    the factor ``classes``. Hard: cross-entropy with the teacher's first choice; ``tau`` and
-    ``norm`` play no part.
+    Soft: tau² KL(teacher ‖ student) at temperature tau, summed and divided by B·classes (``numel``, as Deep Incubation
+    and m2mKD do) or by B (``batchmean``, Hinton et al. 2015); the two differ by the factor ``classes``. Hard:
+    cross-entropy with the teacher's first choice; ``tau`` and ``norm`` play no part.
     """
     teacher = teacher.detach().float()
     if kind == "hard":

@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024): momentum whose singular values are all brought near one, on declared matrix views.
 
-A parameter may hold several matrices (the thirds of qkv, the experts of a stack). All matrices of equal shape are
-kept in one stacked tensor, so that a step is a few batched products whatever the depth of the network. Vectors,
-stems and heads are left to AdamW inside the same optimizer.
+A parameter may hold several matrices (the thirds of qkv, the experts of a stack). All matrices of equal shape are kept
+in one stacked tensor, so that a step is a few batched products whatever the depth of the network. Vectors, stems and
+heads are left to AdamW inside the same optimizer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ EPS = 1e-7
 def fastest_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype for Newton-Schulz and why: bfloat16 (as torch.optim.Muon) where it is native, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16, "the GPU multiplies bf16 natively"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU multiplies bf16 natively"
+        return torch.float32, "the GPU only emulates bf16"
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16, "the CPU has AVX512_BF16 or AMX"
     return torch.float32, "the CPU has no bf16 instructions"
@@ -80,18 +82,13 @@ class _Stack:
 class Muon(torch.optim.Optimizer):
     """Muon on ``matrices`` (parameter to number of equal matrices along its first axis), AdamW on ``others``.
 
-    ``others`` are AdamW's parameter groups. Every group keeps ``base_lr``, which a schedule multiplies.
-    The momentum of a parameter is a view into its shape's stack, so that its state reads like any optimizer's.
+    ``others`` are AdamW's parameter groups. Every group keeps ``base_lr``, which a schedule multiplies. The momentum of
+    a parameter is a view into its shape's stack, so that its state reads like any optimizer's.
     """
 
     def __init__(self, matrices: Mapping[nn.Parameter, int], others: list[dict[str, Any]], params: MuonParams) -> None:
         groups: list[dict[str, Any]] = [
-            {
-                "params": list(matrices),
-                "lr": params.lr,
-                "base_lr": params.lr,
-                "weight_decay": params.weight_decay,
-            }
+            {"params": list(matrices), "lr": params.lr, "base_lr": params.lr, "weight_decay": params.weight_decay}
         ]
         self._others = _fused_adamw(others, params) if others else None
         super().__init__([g for g in groups if g["params"]] + others, {"lr": params.lr})

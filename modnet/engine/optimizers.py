@@ -13,11 +13,11 @@ from modnet.chain import Chain
 from modnet.engine.muon import Muon
 from modnet.recipe import training
 
-NO_DECAY = ("bias", "cls_token", "pos_embed")
+NO_DECAY = ("bias", "cls_token", "reg_token", "dist_token", "pos_embed")  # timm's names
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices only, no vectors, biases, class tokens or position tables."""
+    """Whether weight decay applies: matrices only, no vectors, biases, added tokens or position tables."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
 
 
@@ -30,10 +30,7 @@ def groups(named: Mapping[str, nn.Parameter], lr: float, weight_decay: float) ->
     """One group with weight decay and one without, each with the ``base_lr`` that a schedule multiplies."""
     decayed = [p for name, p in named.items() if decays(name, p)]
     rest = [p for name, p in named.items() if not decays(name, p)]
-    made = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    made = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [{**group, "lr": lr, "base_lr": lr} for group in made if group["params"]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from modnet.engine.checkpoint import Best
@@ -12,9 +12,9 @@ from modnet.engine.checkpoint import Best
 class Outcome:
     """After training: ``metrics`` on val of the weights that the chains hold now, per track.
 
-    ``best``: per track the epoch (from 1; 0: before training), score and metrics of the best validation.
-    ``history``: every validation, ``{"epoch": e, "metrics": {track: {...}}}``. ``seconds``: time in training steps,
-    over all restarts; ``images``: training images seen.
+    ``best``: per track the epoch (from 1; 0: before training), score and metrics of the best validation. ``history``:
+    every validation, ``{"epoch": e, "metrics": {track: {...}}}``. ``seconds``: time in training steps, reading and
+    augmentation included, over all restarts; ``images``: training images seen.
     """
 
     steps: int
@@ -29,7 +29,3 @@ class Outcome:
     def images_per_second(self) -> float:
         """Training throughput, 0 if nothing was trained."""
         return self.images / self.seconds if self.seconds else 0.0
-
-    def plain(self) -> dict[str, Any]:
-        """The outcome as plain data for JSON."""
-        return {**asdict(self), "images_per_second": self.images_per_second}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -42,6 +43,7 @@ class Reporter:
         self._display: Display | None = None
         self._job = ""
         self._score = ""
+        self._settings: Mapping[str, Any] = {}
 
     def say(self, text: str) -> None:
         """Print one message."""
@@ -54,17 +56,9 @@ class Reporter:
             self._told.add(text)
             self.say(text)
 
-    def start(
-        self,
-        job: str,
-        step: int,
-        total: int,
-        per_epoch: int,
-        settings: Mapping[str, Any],
-        score: str,
-    ) -> None:
+    def start(self, job: str, step: int, total: int, per_epoch: int, settings: Mapping[str, Any], score: str) -> None:
         """Begin or go on with a job at ``step`` of ``total``; TensorBoard forgets what it has from there on."""
-        self._job, self._score = job, score
+        self._job, self._score, self._settings = job, score, settings
         console = self.console if step < total else None
         self._display = Display(console, Status(self.title, step, total, per_epoch))
         if self._wants_tensorboard and step < total:
@@ -112,10 +106,16 @@ class Reporter:
             self._board.flush()
         return self.log.sync()
 
+    def finish(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
+        """The job is done: what its settings led to, by track, for TensorBoard's table of hyper-parameters."""
+        if self._board is not None:
+            self._board.hyperparameters(self._settings, metrics, step)
+
     def stop(self) -> None:
-        """End the job's display and event file."""
+        """End the job's display and event file; raises no OSError, so that an error on its way is not hidden."""
         if self._display is not None:
-            self._display.close()
+            with suppress(OSError):
+                self._display.close()
             self._display = None
         if self._board is not None:
             self._board.close()

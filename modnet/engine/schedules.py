@@ -25,8 +25,8 @@ def warmup_steps(length: int | str, total_steps: int, steps_per_epoch: int) -> i
 def _by_step(params: Schedule, total_steps: int, steps_per_epoch: int, base_lr: float, shape: Shape) -> Rate:
     """Warm-up, then ``shape`` (1 at progress 0, 0 at progress 1) between the base rate and the floor.
 
-    The last warm-up step and the first step after it run at the full rate, so that no step is spent at rate zero
-    when the warm-up starts from nothing.
+    The last warm-up step and the first step after it run at the full rate, so that no step is spent at rate zero when
+    the warm-up starts from nothing.
     """
     warmup = warmup_steps(params.warmup, total_steps, steps_per_epoch)
     rest = max(1, total_steps - warmup)
@@ -58,9 +58,9 @@ def constant(params: Schedule, total_steps: int, steps_per_epoch: int, base_lr: 
 def epochwise_lr(epoch: int, lr: float, params: EpochwiseCosine, epochs: int) -> float:
     """The learning rate of a whole epoch as Deep Incubation's reference sets it (timm's CosineLRScheduler).
 
-    The warm-up start and the floor are absolute rates, and the cosine is not shifted by the warm-up. With
-    ``quirk_lag`` epoch ``e`` uses ``t = max(e - 1, 0)``: the reference steps its scheduler with the index of the
-    epoch that has just ended. Source: LeapLabTHU/Deep-Incubation, ``main.py`` and ``timm/scheduler/cosine_lr.py``.
+    The warm-up start and the floor are absolute rates, and the cosine is not shifted by the warm-up. With ``quirk_lag``
+    epoch ``e`` uses ``t = max(e - 1, 0)``: the reference steps its scheduler with the index of the epoch that has just
+    ended. Source: LeapLabTHU/Deep-Incubation, ``main.py`` and ``timm/scheduler/cosine_lr.py``.
     """
     t = max(epoch - 1, 0) if params.quirk_lag else epoch
     if t < params.warmup_epochs:

@@ -25,12 +25,7 @@ class LiveTrack:
     """The running state of a :class:`Track`; ``total`` and ``per_epoch`` count optimizer steps."""
 
     def __init__(self, track: Track, total: int, per_epoch: int) -> None:
-        self.name, self.chain, self.clip, self.decay = (
-            track.name,
-            track.chain,
-            track.clip,
-            track.ema,
-        )
+        self.name, self.chain, self.clip, self.decay = track.name, track.chain, track.clip, track.ema
         self.named = trainable(track.chain)
         self.params: list[Tensor] = list(self.named.values())
         self.optimizer: torch.optim.Optimizer = OPTIMIZERS.get(_name(track.optimizer)).resolve()(

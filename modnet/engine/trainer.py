@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,15 +18,7 @@ from torch import Tensor
 
 from modnet.chain import Pass
 from modnet.engine.batch import Batch
-from modnet.engine.checkpoint import (
-    Best,
-    Checkpoint,
-    Checkpoints,
-    Progress,
-    for_track,
-    prefixed,
-    read,
-)
+from modnet.engine.checkpoint import Best, Checkpoint, Checkpoints, Progress, for_track, prefixed, read
 from modnet.engine.choices import Choice, choose, describe
 from modnet.engine.compiling import compiled
 from modnet.engine.interrupts import Interrupts
@@ -46,17 +38,19 @@ LOGS_PER_EPOCH = 4
 def train(job: Job, folder: Path, reporter: Reporter) -> Outcome:
     """Train ``job``, going on from its checkpoint under ``folder``; then the chains hold the selected weights.
 
-    Raises Interrupted after Ctrl-C (state saved), RunFailed on numbers that are not finite, a damaged checkpoint or
-    a full disk, ValueError if the tracks are not exactly what the objective trains.
+    Raises Interrupted after Ctrl-C (state saved), RunFailed on numbers that are not finite, a damaged checkpoint, a
+    full disk or too little memory, ValueError if the tracks are not exactly what the objective trains.
     """
     with Interrupts() as interrupts:
         loop = _Loop(job, folder, reporter)
         try:
             loop.resume()
             loop.run(interrupts)
+            outcome = loop.outcome()
+            reporter.finish(outcome.steps, outcome.metrics)
         finally:
             reporter.stop()
-        return loop.outcome()
+        return outcome
 
 
 class _Loop:
@@ -69,6 +63,7 @@ class _Loop:
         self.log_every = min(MOST_STEPS_BETWEEN_LOGS, max(1, self.per_epoch // LOGS_PER_EPOCH))
         self.checkpoints = Checkpoints(folder, job.name)
         self.device = module_device(job.objective)
+        self.choices_path = folder / "choices.json"
         choices, self.known = choose(folder, job.settings, self.device)
         self.choices = describe(choices, self.known, self.device)
         reporter.say(check_partition(job))
@@ -133,10 +128,7 @@ class _Loop:
     def _start_from(self, start: Path) -> None:
         found = read(start, "run the stage that wrote it again")
         for track in self.tracks:
-            weights, state = (
-                for_track(found.weights, track.name),
-                for_track(found.optimizer, track.name),
-            )
+            weights, state = (for_track(found.weights, track.name), for_track(found.optimizer, track.name))
             if not weights:
                 raise RunFailed(f"{start} holds no track {track.name!r} to go on from")
             same = found.progress.optimizers.get(track.name) == track.optimizer_name
@@ -161,10 +153,14 @@ class _Loop:
                 self._save()
             if self._finished():
                 return
+            began = time.perf_counter()
             epoch, start = divmod(self.progress.step, self.per_epoch)
             if batches is None or start == 0:
                 batches = self.job.batches.epoch(epoch, start)
-            self._train_step(next(batches))
+            with self._device_errors():
+                self._train_step(next(batches))
+            # Reading and augmentation count, or throughput would be that of the network alone.
+            self.progress.seconds += time.perf_counter() - began
             if self._checkpoint_due():
                 self._save()
 
@@ -176,7 +172,7 @@ class _Loop:
         )
 
     def _train_step(self, batch: Batch) -> None:
-        began, step = time.perf_counter(), self.progress.step
+        step = self.progress.step
         if step == 0:
             self.reporter.images(batch.x)
         self.objective.train()
@@ -190,8 +186,28 @@ class _Loop:
         self.progress.pending_steps += 1
         if logs:
             self._log(norms)
-        self.progress.seconds += time.perf_counter() - began
         self.reporter.advance(self.progress.step, len(batch))
+
+    @contextmanager
+    def _device_errors(self) -> Iterator[None]:
+        """Turn what the device cannot do in this step into a RunFailed that says what helps."""
+        step = self.progress.step
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            kept = f" The last checkpoint is {self.checkpoints.path}." if self.saved_step >= 0 else ""
+            raise RunFailed(
+                f"step {step + 1} needs more memory than {self.device} has free, with batch={self.settings.batch} in "
+                f"{self.settings.accumulate} part{'s' * (self.settings.accumulate > 1)}.{kept} "
+                f"Try a smaller batch, or accumulate={2 * self.settings.accumulate}."
+            ) from error
+        except RuntimeError as error:
+            if "does not have a deterministic implementation" not in str(error):
+                raise
+            raise RunFailed(
+                f"step {step + 1}: {str(error).partition(',')[0]} on {self.device}. To train all the same, with last "
+                f"bits that differ from run to run, set the value of deterministic to false in {self.choices_path}."
+            ) from error
 
     def _backward(self, batch: Batch, step: int) -> None:
         """Gradients of a batch, micro-batch by micro-batch, each weighted by its share of the samples.
@@ -295,12 +311,5 @@ class _Loop:
             track.give(best)
             if best and track.name in progress.best:
                 metrics[track.name] = progress.best[track.name].metrics
-        result = Outcome(
-            progress.step,
-            self.settings.epochs,
-            progress.seconds,
-            progress.images,
-            metrics,
-            progress.best,
-        )
+        result = Outcome(progress.step, self.settings.epochs, progress.seconds, progress.images, metrics, progress.best)
         return dataclasses.replace(result, history=progress.history)

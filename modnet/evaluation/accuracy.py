@@ -34,11 +34,9 @@ class Normaliser(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Top-1 and top-5 accuracy in percent, mean negative log-likelihood in nats, calibration error
-    in [0, 1].
+    """Top-1 and top-5 accuracy in percent, mean negative log-likelihood in nats, calibration error in [0, 1].
 
-    ``ece``: expected calibration error with 15 equal bins of confidence (Guo et al. 2017).
-    ``count``: images.
+    ``ece``: expected calibration error with 15 equal bins of confidence (Guo et al. 2017). ``count``: images.
     """
 
     top1: float
@@ -54,9 +52,7 @@ class Scores:
 
 @contextmanager
 def evaluating(chain: Chain) -> Iterator[None]:
-    """Put a chain in evaluation mode without gradients for the body, then every part back as it
-    was.
-    """
+    """Put a chain in evaluation mode without gradients for the body, then every part back as it was."""
     modes = [(module, module.training) for module in chain.modules()]
     chain.eval()
     try:
@@ -83,17 +79,11 @@ def predict(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512)
     return torch.cat(found).clone()
 
 
-def measure(
-    chain: Chain,
-    images: Images,
-    dataset: Normaliser,
-    batch: int = 512,
-    mask: Tensor | None = None,
-) -> Scores:
+def measure(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512, mask: Tensor | None = None) -> Scores:
     """Score a chain on every image once; the last, smaller batch counts by its size.
 
-    ``mask``: bool (classes,); the prediction is chosen among these classes only. The chain's
-    training mode is as before afterwards. Raises ValueError on an empty set.
+    ``mask``: bool (classes,); the prediction is chosen among these classes only. The chain's training mode is as
+    before afterwards. Raises ValueError on an empty set.
     """
     tally = _Tally()
     with evaluating(chain):
@@ -101,13 +91,6 @@ def measure(
             if mask is not None:
                 logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
             tally.add(logits, labels)
-    return tally.scores()
-
-
-def score(logits: Tensor, labels: Tensor) -> Scores:
-    """The scores of logits (N, classes) against labels (N,)."""
-    tally = _Tally()
-    tally.add(logits.float(), labels)
     return tally.scores()
 
 

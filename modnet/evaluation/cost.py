@@ -1,7 +1,7 @@
 """What a network costs: parameters, multiply-adds and training FLOPs, counted without computing.
 
-A chain is laid out on the meta device, so that counting is exact and takes no memory. MACs are the
-multiply-adds of matrix products and convolutions; norms, activations and softmax count nothing.
+A chain is laid out on the meta device, so that counting is exact and takes no memory. MACs are the multiply-adds of
+matrix products and convolutions; norms, activations and softmax count nothing.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ def cost(chain: Chain, port: Port) -> Cost:
     return Cost(parameter_count(chain), counter.get_total_flops() // 2)
 
 
-def training_flops(chain: Chain, port: Port) -> float:
+def training_flops(chain: Chain, port: Port, input_grad: bool = False) -> float:
     """FLOPs (two a multiply-add) of one input's forward pass and of the backward pass it needs.
 
-    Autograd decides what is needed: no weight gradients in frozen parts, no input gradients before
-    the first trainable leaf, no backward pass at all where nothing is trainable. The input itself
-    takes no gradient. Raises ValueError for a port whose sizes are open.
+    Autograd decides what is needed: no weight gradients in frozen parts, no input gradients before the first trainable
+    leaf, no backward pass at all where nothing is trainable. ``input_grad``: something before the chain learns, so the
+    gradient goes back to the input, through frozen parts as well. The parts of a chain then add up to the whole.
+    Raises ValueError for a port whose sizes are open.
     """
     twin = on_meta(chain).eval()
     with _counter() as counter:
-        out = twin(example(port, device="meta"))
+        out = twin(example(port, device="meta").requires_grad_(input_grad))
         if out.requires_grad:
             out.sum().backward()
     return float(counter.get_total_flops())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import Any
@@ -22,32 +22,30 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"values": list(values), "mean": fmean(values), "half_width": half}
 
 
-def summarise(results: Mapping[int, Mapping[str, Row]]) -> dict[str, Any]:
-    """``{"seeds", "rows": {name: {metric: interval}}, "shifts", "differences"}`` from rows by seed.
+def summarise(results: Mapping[int, Mapping[str, Row]], pinned: Collection[str] = ()) -> dict[str, Any]:
+    """``{"seeds", "rows": {name: {metric: interval}}, "suites", "differences", "pinned"}`` from rows by seed.
 
-    Differences are first minus second, paired by seed, for every pair of rows and each accuracy.
+    ``suites``: every suite's mean scores and each part's top-1. Differences are second minus first, paired by seed,
+    for every pair of rows and each accuracy. ``pinned``: stages that are the same for every seed.
     """
     seeds = sorted(results)
     names = list(results[seeds[0]]) if seeds else []
-    rows = {
+    by_name = {name: [results[seed][name] for seed in seeds] for name in names}
+    rows = {name: _intervals(found) for name, found in by_name.items()}
+    suites = {
         name: {
-            metric: interval([float(results[seed][name][metric]) for seed in seeds])
-            for metric, value in results[seeds[0]][name].items()
-            if isinstance(value, int | float)
+            suite: {kind: _intervals([row["suites"][suite][kind] for row in found]) for kind in ("mean", "top1")}
+            for suite in found[0].get("suites", {})
         }
-        for name in names
+        for name, found in by_name.items()
     }
-    return {"seeds": seeds, "rows": rows, "shifts": _shifts(results, seeds, names), "differences": _pairs(rows)}
+    return {"seeds": seeds, "rows": rows, "suites": suites, "differences": _pairs(rows), "pinned": sorted(pinned)}
 
 
-def _shifts(results: Mapping[int, Mapping[str, Row]], seeds: list[int], names: list[str]) -> dict[str, Any]:
-    return {
-        name: {
-            suite: {part: interval([results[seed][name]["shifts"][suite][part] for seed in seeds]) for part in parts}
-            for suite, parts in results[seeds[0]][name].get("shifts", {}).items()
-        }
-        for name in names
-    }
+def _intervals(rows: Sequence[Row]) -> dict[str, Any]:
+    """Each number of like rows over the seeds."""
+    numbers = [metric for metric, value in rows[0].items() if isinstance(value, int | float)]
+    return {metric: interval([float(row[metric]) for row in rows]) for metric in numbers}
 
 
 def _pairs(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from modnet.evaluation.cost import example
 
 
 def throughput(chain: Chain, port: Port, batch: int = 128, repeats: int = 5, warmup: int = 1) -> float:
-    """Images per second of the forward pass in evaluation mode: the median over ``repeats``
-    batches.
+    """Images per second of the forward pass in evaluation mode: the median over ``repeats`` batches.
 
     Measured on the chain's device with as many threads as torch uses; data preparation not counted.
     """

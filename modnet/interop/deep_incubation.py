@@ -1,9 +1,7 @@
-"""Checkpoints of Deep Incubation (LeapLabTHU/Deep-Incubation): ``model_stages`` and the doubled
-``model``.
+"""Checkpoints of Deep Incubation (LeapLabTHU/Deep-Incubation): ``model_stages`` and the doubled ``model``.
 
-``model_stages`` is a list of one state dict a module, block indices counted from 0 in each.
-``model`` holds every tensor twice, under ``stages.{k}.…`` and under flat timm names, since the same
-parts are registered in both places.
+``model_stages`` is a list of one state dict a module, block indices counted from 0 in each. ``model`` holds every
+tensor twice, under ``stages.{k}.…`` and under flat timm names, since the same parts are registered in both places.
 """
 
 from __future__ import annotations
@@ -26,8 +24,8 @@ from modnet.recipe.models import ViT
 def stages_of(content: Mapping[str, Any], source: str) -> list[State]:
     """The modules' state dicts of a checkpoint's content, after checking that all copies are equal.
 
-    Reads ``model_stages``, else the ``stages.`` half of ``model``. Raises RequestError where there
-    is neither, or where two copies of a tensor differ, naming them.
+    Reads ``model_stages``, else the ``stages.`` half of ``model``. Raises RequestError where there is neither, or
+    where two copies of a tensor differ, naming them.
     """
     stages = content.get("model_stages")
     model = content.get("model")
@@ -45,9 +43,7 @@ def stages_of(content: Mapping[str, Any], source: str) -> list[State]:
 
 
 def stages_of_model(model: Mapping[str, Tensor]) -> list[State]:
-    """The state dicts under ``stages.{k}.`` of a doubled state dict, in order; empty if there are
-    none.
-    """
+    """The state dicts under ``stages.{k}.`` of a doubled state dict, in order; empty if there are none."""
     stages: dict[int, State] = {}
     for name, tensor in model.items():
         if name.startswith("stages."):
@@ -62,9 +58,7 @@ def depth_of(stage: Mapping[str, Tensor]) -> int:
 
 
 def flattened(stages: Sequence[Mapping[str, Tensor]]) -> State:
-    """The same tensors under flat timm names: block j of module k is block j + the depths before
-    it.
-    """
+    """The same tensors under flat timm names: block j of module k is block j + the depths before it."""
     flat: State = {}
     before = 0
     for stage in stages:
@@ -85,9 +79,7 @@ def doubled(stages: Sequence[Mapping[str, Tensor]]) -> State:
 
 
 def check_copies(stages: Sequence[Mapping[str, Tensor]], model: Mapping[str, Tensor], source: str) -> None:
-    """Raise RequestError naming every tensor of ``model`` that is absent from, or differs from, the
-    stages.
-    """
+    """Raise RequestError naming every tensor of ``model`` that is absent from, or differs from, the stages."""
     expected = doubled(stages)
     present = {kind: [n for n in model if n.startswith("stages.") == kind] for kind in (True, False)}
     odd = sorted(model.keys() - expected.keys())
@@ -108,9 +100,8 @@ def read_stages(path: Path) -> list[State]:
 def load_stages(chain: Chain, stages: Sequence[Mapping[str, Tensor]], source: str) -> list[Loaded]:
     """Copy every module's tensors into the chain's modules.
 
-    Raises RequestError where the number of modules or a module's number of blocks differs (the
-    published code would truncate silently), or where any tensor is missing, unexpected or
-    misshapen.
+    Raises RequestError where the number of modules or a module's number of blocks differs (the published code would
+    truncate silently), or where any tensor is missing, unexpected or misshapen.
     """
     depths = tuple(depth_of(stage) for stage in stages)
     if depths != chain.depths:
@@ -125,9 +116,7 @@ def load_stages(chain: Chain, stages: Sequence[Mapping[str, Tensor]], source: st
 
 
 def write_stages(chain: Chain, path: Path, **extra: Any) -> None:
-    """Write a chain as a Deep Incubation checkpoint: ``model_stages``, the doubled ``model``, and
-    extras.
-    """
+    """Write a chain as a Deep Incubation checkpoint: ``model_stages``, the doubled ``model``, and extras."""
     stages = [published_state(module) for module in chain]
     write_torch({"model": doubled(stages), "model_stages": stages, **extra}, path)
 
@@ -137,9 +126,8 @@ def architecture(
 ) -> tuple[ViT, Port, int]:
     """Parameters, image port and classes of the ViT that these tensors belong to.
 
-    Heads and the norm's eps are in no tensor: by default a head for every 64 channels (80 for the
-    huge model), and 1e-5 without qkv bias, else 1e-6, as published. Raises RequestError if stem or
-    head is missing.
+    Heads and the norm's eps are in no tensor: by default a head for every 64 channels (80 for the huge model), and
+    1e-5 without qkv bias, else 1e-6, as published. Raises RequestError if stem or head is missing.
     """
     flat = flattened(stages)
     absent = {"patch_embed.proj.weight", "pos_embed", "cls_token", "head.weight"} - flat.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modnet.errors import RequestError
+from modnet.store import atomic_file, save_tensors
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def read_torch(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n", 1)[0]
         raise RequestError(
-            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}); files "
-            "that hold code are not opened"
+            f"{path} cannot be read as a checkpoint of tensors and plain values ({reason}); files that hold code are "
+            "not opened"
         ) from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} holds a {type(content).__name__}, not a checkpoint's mapping")
@@ -37,10 +37,9 @@ def read_torch(path: Path) -> dict[str, Any]:
 
 
 def write_torch(content: Mapping[str, Any], path: Path) -> None:
-    """Write a mapping of tensors and plain values, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(dict(content), partial)
-    os.replace(partial, path)
+    """Write a mapping of tensors and plain values, whole or not at all; raises RunFailed on a full disk."""
+    with atomic_file(path) as temporary:
+        torch.save(dict(content), temporary)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -66,7 +65,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a flat state dict as safetensors, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
-    os.replace(partial, path)
+    """Write a flat state dict as safetensors, whole or not at all; raises RunFailed on a full disk."""
+    with atomic_file(path) as temporary:
+        save_tensors(temporary, state)

@@ -1,6 +1,4 @@
-"""Names of tensors: ours count leaves, published ones count blocks; both ways, and strict loading
-by them.
-"""
+"""Names of tensors: ours count leaves, published ones count blocks; both ways, and strict loading by them."""
 
 from __future__ import annotations
 
@@ -20,10 +18,9 @@ State = dict[str, Tensor]
 def published_names(chain: Chain) -> dict[str, str]:
     """Our name of every tensor of a chain → its name in timm and in the published code.
 
-    Block ``g`` of the chain is ``blocks.{g}``, counted from 0 in this chain; stem and head have no
-    prefix. A stitch right after a block is that block's ``post_stitch``, any other the next block's
-    ``pre_stitch`` (m2mKD). Give a module for the names of a ``model_stages`` entry, a whole network
-    for flat names.
+    Block ``g`` of the chain is ``blocks.{g}``, counted from 0 in this chain; stem and head have no prefix. A stitch
+    right after a block is that block's ``post_stitch``, any other the next block's ``pre_stitch`` (m2mKD). Give a
+    module for the names of a ``model_stages`` entry, a whole network for flat names.
     """
     prefixes: dict[int, str] = {}
     block, previous = 0, ""
@@ -52,9 +49,7 @@ def published_state(chain: Chain) -> State:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Published names of tensors: ``loaded``, ``missing`` from the file, ``unexpected`` in the
-    file.
-    """
+    """Published names of tensors: ``loaded``, ``missing`` from the file, ``unexpected`` in the file."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
@@ -96,9 +91,8 @@ def check_published(
 ) -> Loaded:
     """What loading would do, without doing it.
 
-    ``allow_missing`` and ``allow_unexpected`` are shell patterns of names that may be absent or
-    left over. Raises RequestError naming every other missing, unexpected or misshapen tensor of
-    ``source``.
+    ``allow_missing`` and ``allow_unexpected`` are shell patterns of names that may be absent or left over. Raises
+    RequestError naming every other missing, unexpected or misshapen tensor of ``source``.
     """
     own, ours = _by_published_name(chain), chain.state_dict()
     missing = tuple(sorted(own.keys() - state.keys()))

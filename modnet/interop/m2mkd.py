@@ -28,9 +28,7 @@ class TeacherModule:
 
 
 def read_teacher_module(path: Path) -> TeacherModule:
-    """A file that the published ``split_teacher.py`` wrote; raises RequestError naming what is
-    missing.
-    """
+    """A file that the published ``split_teacher.py`` wrote; raises RequestError naming what is missing."""
     content = read_torch(path)
     wanted = ("model_name", "block_index", "block_state_dict", "divided_depths")
     absent = [name for name in wanted if name not in content]
@@ -82,7 +80,7 @@ def write_student_module(module: Chain, path: Path) -> None:
 def load_student_module(module: Chain, state: Mapping[str, Tensor], source: str) -> Loaded:
     """Copy a distilled module in; its stitches are left out where ``module`` has none.
 
-    Unlike the published code, which loads whatever fits, any other missing or unexpected tensor
-    raises RequestError, and so does a stitch that the module has and the file has not.
+    Unlike the published code, which loads whatever fits, any other missing or unexpected tensor raises RequestError,
+    and so does a stitch that the module has and the file has not.
     """
     return load_published(module, state, source, allow_unexpected=STITCHES)

@@ -11,8 +11,7 @@ from modnet.errors import RequestError
 class Attention(nn.Module):
     """Self-attention with one fused projection laid out [q | k | v], each cut into heads.
 
-    Tokens (B, N, width) to (B, N, width). Raises RequestError if the width does not divide by the
-    heads.
+    Tokens (B, N, width) to (B, N, width). Raises RequestError if the width does not divide by the heads.
     """
 
     def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:

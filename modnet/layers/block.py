@@ -14,9 +14,8 @@ from modnet.layers.mlp import MLP
 class Block(Module):
     """Pre-norm transformer block (Dosovitskiy et al. 2021): tokens (B, N, width) to the same.
 
-    ``drop_path`` is the probability that a sample skips a residual branch while training.
-    ``prefix`` (class tokens) and ``grid`` (patches down, across) are only declared in the ports;
-    None fits any.
+    ``drop_path`` is the probability that a sample skips a residual branch while training. ``prefix`` (class tokens)
+    and ``grid`` (patches down, across) are only declared in the ports; None fits any.
     """
 
     role = "block"
@@ -53,9 +52,4 @@ class Block(Module):
 
     def matrices(self) -> dict[str, int]:
         """The fused projection is three matrices, each other weight one."""
-        return {
-            "attn.qkv.weight": 3,
-            "attn.proj.weight": 1,
-            "mlp.fc1.weight": 1,
-            "mlp.fc2.weight": 1,
-        }
+        return {"attn.qkv.weight": 3, "attn.proj.weight": 1, "mlp.fc1.weight": 1, "mlp.fc2.weight": 1}

@@ -14,8 +14,8 @@ from modnet.layers.initialise import initialise_linears
 class Head(Module):
     """Final norm, pooling and a linear classifier: tokens (B, N, width) to logits (B, classes).
 
-    ``pool`` takes the class token, or the mean over the normed patch tokens. Raises RequestError
-    for token pooling without a class token.
+    ``pool`` takes the class token, or the mean over the normed patch tokens. Raises RequestError for token pooling
+    without a class token.
     """
 
     role = "head"

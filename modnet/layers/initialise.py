@@ -14,9 +14,7 @@ def initialise_linear(layer: nn.Linear, std: float = 0.02) -> None:
 
 
 def initialise_linears(module: nn.Module) -> None:
-    """:func:`initialise_linear` on every Linear inside; norms and convolutions keep torch's
-    defaults.
-    """
+    """:func:`initialise_linear` on every Linear inside; norms and convolutions keep torch's defaults."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             initialise_linear(part)

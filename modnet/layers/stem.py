@@ -11,9 +11,7 @@ from modnet.layers.initialise import table
 
 
 class PatchEmbed(nn.Module):
-    """Cut images (B, C, H, W) into squares of ``patch`` pixels and map each linearly: (B, width,
-    H/p, W/p).
-    """
+    """Cut images (B, C, H, W) into squares of ``patch`` pixels and map each linearly: (B, width, H/p, W/p)."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -25,12 +23,10 @@ class PatchEmbed(nn.Module):
 
 
 class ConvEmbed(nn.Module):
-    """Up to two 3 x 3 convolutions of stride 2, then a projection of the remaining stride: the same
-    grid as patches.
+    """Up to two 3 x 3 convolutions of stride 2, then a projection of the remaining stride: the same grid as patches.
 
-    After "Early convolutions help transformers see better" (Xiao et al. 2021), with group norm over
-    all channels in place of batch norm, so that no sample sees another. Raises RequestError for an
-    odd patch size.
+    After "Early convolutions help transformers see better" (Xiao et al. 2021), with group norm over all channels in
+    place of batch norm, so that no sample sees another. Raises RequestError for an odd patch size.
     """
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
@@ -38,8 +34,8 @@ class ConvEmbed(nn.Module):
         halvings = 2 if patch % 4 == 0 else 1
         if patch % 2:
             raise RequestError(
-                "a convolutional stem halves the image at least once, so its patch size must be "
-                f"even, not {patch}; give an even patch, or stem: patch"
+                f"a convolutional stem halves the image at least once, so its patch size must be even, not {patch}; "
+                "give an even patch, or stem: patch"
             )
         layers: list[nn.Module] = []
         for left in reversed(range(halvings)):
@@ -56,9 +52,7 @@ class ConvEmbed(nn.Module):
 
 
 class _Stem(Module):
-    """Embedding, class token in front, position table added: image (B, C, S, S) to tokens (B,
-    prefix + g*g, width).
-    """
+    """Embedding, class token in front, position table added: image (B, C, S, S) to tokens (B, prefix + g*g, width)."""
 
     role = "stem"
     embed: type[nn.Module] = PatchEmbed
@@ -82,17 +76,13 @@ class _Stem(Module):
 
 
 class PatchStem(_Stem):
-    """Linear patch embedding (Dosovitskiy et al. 2021); raises RequestError if ``patch`` does not
-    divide ``size``.
-    """
+    """Linear patch embedding (Dosovitskiy et al. 2021); raises RequestError if ``patch`` does not divide ``size``."""
 
     embed = PatchEmbed
 
 
 class ConvStem(_Stem):
-    """Convolutional embedding without batch statistics, on the same grid as patches; see
-    :class:`ConvEmbed`.
-    """
+    """Convolutional embedding without batch statistics, on the same grid as patches; see :class:`ConvEmbed`."""
 
     embed = ConvEmbed
 

@@ -1,6 +1,4 @@
-"""Stitches: small leaves between networks of different widths, their least-squares solution and
-their folding.
-"""
+"""Stitches: small leaves between networks of different widths, their least-squares solution and their folding."""
 
 from __future__ import annotations
 
@@ -21,13 +19,7 @@ class Stitch(Module):
 
     role = "stitch"
 
-    def __init__(
-        self,
-        takes_width: int,
-        gives_width: int,
-        prefix: int | None = None,
-        grid: Grid | None = None,
-    ) -> None:
+    def __init__(self, takes_width: int, gives_width: int, prefix: int | None = None, grid: Grid | None = None) -> None:
         super().__init__()
         self.takes = Port.of("tokens", width=takes_width, prefix=prefix, grid=grid)
         self.gives = Port.of("tokens", width=gives_width, prefix=prefix, grid=grid)
@@ -36,13 +28,7 @@ class Stitch(Module):
 class LinearStitch(Stitch):
     """One affine map of every token (SN-Net, Pan et al. 2023)."""
 
-    def __init__(
-        self,
-        takes_width: int,
-        gives_width: int,
-        prefix: int | None = None,
-        grid: Grid | None = None,
-    ) -> None:
+    def __init__(self, takes_width: int, gives_width: int, prefix: int | None = None, grid: Grid | None = None) -> None:
         super().__init__(takes_width, gives_width, prefix, grid)
         self.fc = _linear(takes_width, gives_width)
 
@@ -54,13 +40,7 @@ class LinearStitch(Stitch):
 class NormLinearStitch(Stitch):
     """LayerNorm (eps 1e-5), then an affine map of every token (m2mKD, Lo et al. 2024)."""
 
-    def __init__(
-        self,
-        takes_width: int,
-        gives_width: int,
-        prefix: int | None = None,
-        grid: Grid | None = None,
-    ) -> None:
+    def __init__(self, takes_width: int, gives_width: int, prefix: int | None = None, grid: Grid | None = None) -> None:
         super().__init__(takes_width, gives_width, prefix, grid)
         self.ln = nn.LayerNorm(takes_width, eps=1e-5)
         self.fc = _linear(takes_width, gives_width)
@@ -73,13 +53,7 @@ class NormLinearStitch(Stitch):
 class IdentityStitch(Stitch):
     """Tokens as they are; raises RequestError if the two widths differ."""
 
-    def __init__(
-        self,
-        takes_width: int,
-        gives_width: int,
-        prefix: int | None = None,
-        grid: Grid | None = None,
-    ) -> None:
+    def __init__(self, takes_width: int, gives_width: int, prefix: int | None = None, grid: Grid | None = None) -> None:
         super().__init__(takes_width, gives_width, prefix, grid)
         if takes_width != gives_width:
             raise RequestError(
@@ -98,11 +72,7 @@ def _linear(takes: int, gives: int) -> nn.Linear:
     return layer
 
 
-STITCHES: dict[str, type[Stitch]] = {
-    "linear": LinearStitch,
-    "ln-linear": NormLinearStitch,
-    "identity": IdentityStitch,
-}
+STITCHES: dict[str, type[Stitch]] = {"linear": LinearStitch, "ln-linear": NormLinearStitch, "identity": IdentityStitch}
 
 
 def stitch_between(kind: str, takes: Port, gives: Port) -> Module:
@@ -125,12 +95,10 @@ def stitch_between(kind: str, takes: Port, gives: Port) -> Module:
 
 
 def least_squares(x: Tensor, y: Tensor, method: Literal["lstsq", "pinv"] = "lstsq") -> tuple[Tensor, Tensor]:
-    """Weight (out, in) and bias (out) of the affine map that brings ``x`` closest to ``y`` in
-    squared error.
+    """Weight (out, in) and bias (out) of the affine map that brings ``x`` closest to ``y`` in squared error.
 
-    ``x`` (…, in) and ``y`` (…, out) hold matching rows. Solved in float64; both methods agree where
-    ``x`` has full column rank (SN-Net, Pan et al. 2023, section 3.2). Raises ValueError for unequal
-    numbers of rows.
+    ``x`` (…, in) and ``y`` (…, out) hold matching rows. Solved in float64; both methods agree where ``x`` has full
+    column rank (SN-Net, Pan et al. 2023, section 3.2). Raises ValueError for unequal numbers of rows.
     """
     left, right = x.flatten(0, -2).double(), y.flatten(0, -2).double()
     if len(left) != len(right):
@@ -155,8 +123,8 @@ def folds(first: nn.Module, second: nn.Module) -> bool:
 def fold(first: Module, second: Module) -> Stitch:
     """One stitch that maps as ``second`` after ``first`` does, exact up to rounding in float64.
 
-    W = W2 W1 and b = W2 b1 + b2; a norm in front stays in front. The result has parameters of its
-    own. Raises ValueError where a norm between the two forbids folding.
+    W = W2 W1 and b = W2 b1 + b2; a norm in front stays in front. The result has parameters of its own. Raises
+    ValueError where a norm between the two forbids folding.
     """
     if not folds(first, second):
         names = f"{type(first).__name__} and {type(second).__name__}"

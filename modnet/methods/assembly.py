@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from modnet.chain import Chain
 from modnet.engine.job import Metrics
+from modnet.errors import RequestError
 from modnet.evaluation.accuracy import measure
+from modnet.layers.drop_path import set_drop_path
 from modnet.methods.base import BEFORE, NETWORK, Inputs, Kept
 from modnet.methods.supervised import WholeMethod
 from modnet.recipe.stages import Assemble, Distill, Incubate
 from modnet.surgery.cutting import assemble
 from modnet.surgery.stitching import fold_stitches, foldable
-from modnet.surgery.transplant import Report, transplant
 
 
 class Assembly(WholeMethod):
@@ -22,7 +23,7 @@ class Assembly(WholeMethod):
         super().__init__(stage, inputs)
         self.modules = inputs.modules(stage.from_)
         self.chain, self.how = self.join(stage)
-        self.with_drop_path(self.chain)
+        set_drop_path(self.chain, inputs.drop_path(stage, self.model_name(stage)))  # modules had rates of their own
         self.before = self.chain.cloned()
         self.kd = stage.kd
         if stage.kd is not None:
@@ -37,11 +38,16 @@ class Assembly(WholeMethod):
             way = "fold" if foldable(self.modules) else "drop"
         if way == "drop":
             network = self.inputs.fresh(self.model_name(stage), self.dataset, self.key)
-            report: Report = transplant(self.modules, network)
+            report = self.inputs.family(self.model_name(stage)).transplant(self.modules, network)
             return network, f"stitches dropped, {report}" if report.dropped else f"modules joined, {report}"
         network = assemble(self.modules)
         if way == "keep":
             return network, "stitches kept"
+        if not foldable(self.modules):
+            raise RequestError(
+                f"stitches: fold needs linear stitches at every joint of {stage.from_!r}; distil with stitch: linear, "
+                "or assemble with stitches: drop or keep"
+            )
         folded = fold_stitches(network)
         return folded, f"{len(network.leaves) - len(folded.leaves)} pairs of stitches folded into one matrix each"
 

@@ -22,6 +22,7 @@ from modnet.recipe.stages import TrainingStage
 from modnet.registry import MODELS, Params
 from modnet.store import Store
 from modnet.surgery.stitching import stitched
+from modnet.surgery.transplant import Family, family_of
 
 NETWORK, BEFORE = "network", "before"
 
@@ -51,6 +52,10 @@ class Inputs:
     def fresh(self, model: str, dataset: Dataset, key: Key) -> Chain:
         """A model of the recipe, built for a data set, with parameters drawn by the key."""
         return build(self.recipe.models[model], dataset, key.fold("init")).to(self.device)
+
+    def family(self, model: str) -> Family:
+        """How modules of a model's family are taught and moved."""
+        return family_of(MODELS.get(str(self.recipe.models[model].name)).resolve())  # type: ignore[attr-defined]
 
     def drop_path(self, stage: Any, model: str) -> float:
         """The drop-path rate of a stage: its own, or that of its model."""
@@ -143,13 +148,19 @@ def student_modules(stage: Any, inputs: Inputs, dataset: Dataset, host: Chain, k
 
     Stochastic depth starts at 0 in every module, as in the m2mKD reference.
     """
-    student = inputs.fresh(stage.student, dataset, key)
-    same_count(student=student, host=host)
-    rate = inputs.drop_path(stage, stage.student)
-    for module in student:
-        set_drop_path(module, rate)
+    network = inputs.fresh(stage.student, dataset, key)
+    family, count = inputs.family(stage.student), same_count(student=network, host=host)
+    modules = [family.student(network, i, host_width(host, i)) for i in range(count)]
+    for module in modules:
+        set_drop_path(module, inputs.drop_path(stage, stage.student))
     with key.fold("stitches").forked():
-        return [stitched(module, host, i, stage.stitch).to(inputs.device) for i, module in enumerate(student)]
+        return [stitched(module, host, i, stage.stitch).to(inputs.device) for i, module in enumerate(modules)]
+
+
+def host_width(host: Chain, i: int) -> int:
+    """The width of the tokens around a host's module, 0 where none flow."""
+    ports = [port for port in (host[i].takes, host[i].gives) if port is not None and port.kind == "tokens"]
+    return int(ports[0]["width"]) if ports else 0
 
 
 def same_count(**networks: Chain) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from modnet.chain import Chain
+from modnet.chain import Chain, Port
 from modnet.data import Suite, load_suite
 from modnet.errors import RequestError
 from modnet.evaluation.cost import cost
@@ -34,49 +34,54 @@ class Evaluation:
             found.append((load_suite(name, params, shift, self.stage.limit), shift))
         return found
 
-    def rows(self) -> dict[str, Row]:
-        """A row of metrics for every evaluated stage."""
+    def rows(self) -> list[Row]:
+        """A row of metrics for every evaluated stage, in their order."""
         suites = self.suites()
-        rows = {}
-        for name in self.stage.of:
-            self.inputs.say(f"evaluating {name}")
-            rows[name] = self.row(name, suites)
-        return rows
+        return [self.row(name, suites) for name in self.stage.of]
 
     def row(self, name: str, suites: list[tuple[Suite, str | None]]) -> Row:
-        """All metrics of one stage: the test set's under their bare names, a shift's under ``shift_…``."""
-        folder = self.inputs.folder(name)
+        """All metrics of one stage.
+
+        The first test set's stand under their bare names, the first shift suite's mean top-1 as ``shift_top1``, every
+        suite's mean scores and each part's top-1 under ``suites``, in the order of ``on``.
+        """
         network = self.inputs.stored(name, NETWORK)
-        row: Row = {"shifts": {}}
-        first = suites[0][0]
-        if (folder / f"{BEFORE}.json").exists():
-            before = self.inputs.stored(name, BEFORE)
-            row["before"] = measure_suite(before, first, self.stage.batch).mean.top1
-        for suite, shift in suites:
-            fits(network, suite)
-            scores = measure_suite(network, suite, self.stage.batch)
-            row |= headline(shift, scores, row)
-            if shift is not None:
-                row["shifts"][suite.name] = scores.table()
-        port = first.dataset.port
+        measured = [(suite, shift, self.scores(name, network, suite)) for suite, shift in suites]
+        row: Row = {"suites": [{"mean": s.mean.as_dict(), "top1": s.table()} for _, _, s in measured]}
+        plain = [(suite, scores) for suite, shift, scores in measured if shift is None]
+        if plain:
+            suite, scores = plain[0]
+            row |= scores.mean.as_dict() | self.before(name, suite)
+        changed = [scores for _, shift, scores in measured if shift is not None]
+        if changed:
+            row["shift_top1"] = changed[0].mean.top1
+        return row | self.costs(name, network, suites[0][0].dataset.port)
+
+    def scores(self, name: str, network: Chain, suite: Suite) -> SuiteScores:
+        """A network's scores on a suite; raises RequestError if they do not fit each other."""
+        fits(network, suite)
+        self.inputs.say(f"measuring {name} on {suite.name}")
+        return measure_suite(network, suite, self.stage.batch)
+
+    def before(self, name: str, suite: Suite) -> Row:
+        """Top-1 of an assembled network before it was fine-tuned."""
+        if not (self.inputs.folder(name) / f"{BEFORE}.json").exists():
+            return {}
+        assembled = self.inputs.stored(name, BEFORE)
+        return {"before": measure_suite(assembled, suite, self.stage.batch).mean.top1}
+
+    def costs(self, name: str, network: Chain, port: Port) -> Row:
+        """Size, training cost and, if asked for, speed."""
         counted = cost(network, port)
-        row |= {"parameters": counted.parameters, "macs": counted.macs, **stage_costs(name, self.inputs)}
-        if self.stage.throughput:
-            row["images_per_second"] = throughput(network, port)
-        return row
-
-
-def headline(shift: str | None, scores: SuiteScores, row: Row) -> Row:
-    """Mean scores of a suite; the first shift suite also gives the plain ``shift_top1``."""
-    means = scores.mean.as_dict()
-    if shift is None:
-        return means
-    named = {f"shift_{shift}_{metric}": value for metric, value in means.items()}
-    return named if "shift_top1" in row else {**named, "shift_top1": means["top1"]}
+        speed = {"images_per_second": throughput(network, port)} if self.stage.throughput else {}
+        sizes = {"parameters": counted.parameters, "macs": counted.macs}
+        return {**sizes, **stage_costs(name, self.inputs), **speed}
 
 
 def fits(network: Chain, suite: Suite) -> None:
-    """Raises RequestError if the network tells another number of classes apart than the suite has."""
+    """Raises RequestError if the network takes other images, or tells another number of classes apart."""
+    if network.takes is not None and not suite.dataset.port.fits(network.takes):
+        raise RequestError(f"the network takes {network.takes}, {suite.name} has {suite.dataset.port}")
     classes = network.gives["classes"] if network.gives is not None else None
     if classes not in (None, len(suite.dataset.classes)):
         raise RequestError(

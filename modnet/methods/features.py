@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from modnet.chain import Chain
 from modnet.engine.batch import Batch
-from modnet.engine.losses import base_loss, kd_term
+from modnet.engine.losses import base_loss, blend, kd_term
 from modnet.evaluation.cost import training_flops
 from modnet.methods.base import Inputs, student_modules
 from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
@@ -43,7 +43,7 @@ class FeatureObjective(ModuleObjective):
         if i < self.last:
             return F.smooth_l1_loss(given, target, beta=kd.beta)
         term = kd_term(given, target, kd.tau, "soft", kd.kd_norm)
-        return (1 - kd.alpha) * base_loss(batch, given, kd.label_smoothing) + kd.alpha * term
+        return blend(base_loss(batch, given, kd.label_smoothing), term, kd.alpha)
 
 
 class FeatureM2m(ModulewiseMethod):

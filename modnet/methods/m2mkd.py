@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from modnet.chain import Chain
 from modnet.engine.batch import Batch
-from modnet.engine.losses import base_loss, kd_term
+from modnet.engine.losses import base_loss, blend, kd_term
 from modnet.evaluation.cost import training_flops
 from modnet.methods.base import Inputs, same_count, student_modules
 from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
@@ -28,6 +28,8 @@ class M2mkdObjective(ModuleObjective):
     ) -> None:
         super().__init__(meta, modules)
         self.kd, self.smoothing = kd, kd.label_smoothing if smoothing is None else smoothing
+        for i in self.places:  # raises PortMismatch here rather than in the first step
+            _ = meta[:i] + teacher[i] + meta[i + 1 :]
         self.teachers = nn.ModuleDict({str(i): teacher[i].frozen() for i in self.places})
 
     def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
@@ -37,7 +39,7 @@ class M2mkdObjective(ModuleObjective):
         with torch.no_grad():
             target = tail(self.teachers[str(i)](flowing[i]))
         term = kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm)
-        return (1 - kd.alpha) * base_loss(batch, logits, self.smoothing) + kd.alpha * term
+        return blend(base_loss(batch, logits, self.smoothing), term, kd.alpha)
 
 
 class M2mKD(ModulewiseMethod):

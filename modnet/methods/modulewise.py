@@ -89,11 +89,11 @@ class ModulewiseMethod(Method):
         return Kept(dict(zip(names, self.learners, strict=True)), facts)
 
     def flops(self) -> dict[str, float]:
-        """The modules forward and backward; the host's front once and its tails for every module."""
-        port, student, passes = self.dataset.port, 0.0, 0.0
-        for i, learner in enumerate(self.learners):
-            whole = self.host[:i].frozen() + learner + self.host[i + 1 :].frozen()
-            alone = training_flops(learner, learner.takes or port)
-            student += alone
-            passes += training_flops(whole, port) - alone
+        """The modules forward and backward; the host's front, once if fused, and its tail behind every module."""
+        port, last = self.dataset.port, len(self.learners) - 1
+        student = sum(training_flops(learner, learner.takes or port) for learner in self.learners)
+        fronts = [self.host[:last]] if self.fused else [self.host[:i] for i in range(1, last + 1)]
+        tails = [self.host[i + 1 :] for i in range(last)]
+        passes = sum(training_flops(front.frozen(), port) for front in fronts if front)
+        passes += sum(training_flops(tail.frozen(), tail.takes or port, input_grad=True) for tail in tails)
         return {"student": student, "passes": passes}

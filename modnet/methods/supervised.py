@@ -11,7 +11,7 @@ from modnet.chain import Chain, Pass
 from modnet.engine.batch import Batch
 from modnet.engine.checkpoint import Checkpoints
 from modnet.engine.job import Job, Metrics
-from modnet.engine.losses import base_loss, kd_term
+from modnet.engine.losses import base_loss, blend, kd_term
 from modnet.errors import RequestError
 from modnet.evaluation.accuracy import measure
 from modnet.evaluation.cost import training_flops
@@ -40,7 +40,7 @@ class WholeNetwork(nn.Module):
             with torch.no_grad():
                 target = self.teacher(batch.x)
             kd = self.kd
-            loss = (1 - kd.alpha) * loss + kd.alpha * kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm)
+            loss = blend(loss, kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm), kd.alpha)
         return {TRACK: sum(ctx.losses.values(), loss)}
 
 
@@ -83,6 +83,7 @@ class Supervised(WholeMethod):
             assert stage.model is not None
             self.chain = inputs.fresh(stage.model, self.dataset, self.key)
         else:
+            self.key = self.key.fold(inputs.keys[stage.from_])  # other shuffles and draws than the earlier stage had
             earlier, classes = inputs.stored(stage.from_, NETWORK), len(self.dataset.classes)
             adapted, changes = adapt(earlier, self.dataset.port, classes, stage.on_mismatch, self.key)
             self.chain = adapted.to(inputs.device)

@@ -23,9 +23,9 @@ from modnet.recipe.models import Timm
 def timm_chain(params: Timm, port: Port, classes: int) -> Chain:
     """The timm model of ``params.name`` (``timm:NAME`` or ``timm:NAME.TAG``) as a chain.
 
-    Image size, channels and classes follow the data: with weights, timm resizes the position table
-    and the patch embedding, and a classifier for other classes starts afresh. Raises RequestError
-    for a model that is no plain chain, for weights out of reach, and for depths that do not add up.
+    Image size, channels and classes follow the data: with weights, timm resizes the position table and the patch
+    embedding, and a classifier for other classes starts afresh. Raises RequestError for a model that is no plain
+    chain, for weights out of reach, and for depths that do not add up.
     """
     name = params.name.removeprefix("timm:")
     size, channels = image_size(port)

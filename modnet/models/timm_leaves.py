@@ -28,8 +28,8 @@ _MATRICES = {"attn.qkv.weight": 3, "attn.proj.weight": 1, "mlp.fc1.weight": 1, "
 def skeleton(name: str, channels: int, size: int, classes: int) -> Any:
     """A timm VisionTransformer without storage, for its structure.
 
-    Raises RequestError for a name that timm does not know, for a model that is not a plain stem,
-    blocks and head, and for images that do not divide into its patches.
+    Raises RequestError for a name that timm does not know, for a model that is not a plain stem, blocks and head, and
+    for images that do not divide into its patches.
     """
     bare = name.partition(".")[0]
     if not timm.is_model(bare):
@@ -114,9 +114,7 @@ def _tokens(model: Any) -> Port:
 
 
 class TimmStem(_Part):
-    """Patch embedding, class and register tokens, position table, and a norm where the model has
-    one.
-    """
+    """Patch embedding, class and register tokens, position table, and a norm where the model has one."""
 
     role = "stem"
     patch_embed: nn.Module

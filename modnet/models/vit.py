@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from modnet.chain import Chain, Module, Port
+from modnet.chain import Chain, Port
 from modnet.errors import RequestError
 from modnet.layers.block import Block
 from modnet.layers.drop_path import set_drop_path
@@ -27,15 +27,7 @@ def vit(params: ViT, port: Port, classes: int) -> Chain:
     prefix, grid = stem.gives["prefix"], stem.gives["grid"]
     heads = params.heads or default_heads(params.width)
     blocks = [
-        Block(
-            params.width,
-            heads,
-            params.mlp_ratio,
-            params.qkv_bias,
-            params.norm_eps,
-            prefix=prefix,
-            grid=grid,
-        )
+        Block(params.width, heads, params.mlp_ratio, params.qkv_bias, params.norm_eps, prefix=prefix, grid=grid)
         for _ in range(sum(params.depths))
     ]
     head = Head(params.width, classes, params.pool, params.norm_eps, prefix, grid)
@@ -45,18 +37,14 @@ def vit(params: ViT, port: Port, classes: int) -> Chain:
 
 
 def image_size(port: Port) -> tuple[int, int]:
-    """Side in pixels and number of channels of an image port; raises RequestError for another kind
-    of port.
-    """
+    """Side in pixels and number of channels of an image port; raises RequestError for another kind of port."""
     if port.kind != "image" or port["size"] is None or port["channels"] is None:
         raise RequestError(f"this model takes images of a known size and number of channels, not {port}")
     return port["size"], port["channels"]
 
 
 def default_heads(width: int) -> int:
-    """One head for every 16 channels up to width 128, else every 64; raises RequestError if that
-    does not divide.
-    """
+    """One head for every 16 channels up to width 128, else every 64; raises RequestError if that does not divide."""
     each = 16 if width <= 128 else 64
     if width >= each and width % each:
         raise RequestError(
@@ -67,13 +55,6 @@ def default_heads(width: int) -> int:
 
 
 def module_bounds(depths: Sequence[int]) -> tuple[int, ...]:
-    """Bounds of a chain stem, blocks, head in modules of so many blocks: the ends belong to the
-    outer modules.
-    """
+    """Bounds of a chain stem, blocks, head in modules of so many blocks: the ends belong to the outer modules."""
     inner = [1 + blocks for blocks in accumulate(depths)]
     return (0, *inner[:-1], inner[-1] + 1)
-
-
-def leaves_of(chain: Chain, kind: type[Module]) -> list[Module]:
-    """All leaves of a class, in order."""
-    return [leaf for leaf in chain.leaves if isinstance(leaf, kind)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from modnet.recipe.keys import pinned, stage_keys
+from modnet.recipe.keys import stage_keys
 from modnet.recipe.loading import load_recipe
 from modnet.recipe.problems import RecipeError
 from modnet.recipe.recipe import Recipe
@@ -15,7 +15,6 @@ __all__ = [
     "find_recipe",
     "inputs_of",
     "load_recipe",
-    "pinned",
     "resolve_suite",
     "shipped_recipes",
     "stage_keys",

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from modnet.errors import RequestError
 from modnet.recipe.document import Document
+from modnet.recipe.models import TIMM_MODULES
 from modnet.recipe.problems import Path
 from modnet.recipe.references import Named, resolve_suite
 from modnet.recipe.sources import Source
-from modnet.recipe.stages import (
-    Assemble,
-    Distill,
-    Evaluate,
-    Features,
-    Incubate,
-    M2mkd,
-    Stage,
-    Train,
-    TrainingStage,
-)
+from modnet.recipe.stages import Assemble, Distill, Evaluate, Features, Incubate, M2mkd, Stage, Train, TrainingStage
 from modnet.registry import DATA, Params
 
-TIMM_MODULES = 4  # what the timm adapter cuts a network into where `depths` is left out
+IMAGES = {"size": "pixels", "channels": "channels", "classes": "classes"}  # what a network is built for, by fact
 
 
 def network_of(name: str, recipe: Named) -> str | None:
@@ -75,14 +66,7 @@ class Checker:
         where = ("stages", self.name, *path)
         self.document.complain(where, message, key=key, quote=not key)
 
-    def equal(
-        self,
-        first: Role | None,
-        second: Role | None,
-        what: str,
-        of: Callable[[Role], Any],
-        mend: str,
-    ) -> None:
+    def equal(self, first: Role | None, second: Role | None, what: str, of: Callable[[Role], Any], mend: str) -> None:
         """Note a difference between two networks, at the key of the first."""
         if first is None or second is None:
             return
@@ -96,19 +80,11 @@ class Checker:
         self.equal(first, second, "numbers of modules must be equal", lambda r: r.modules, mend)
 
     def same_width(self, first: Role | None, second: Role | None, why: str) -> None:
-        self.equal(
-            first,
-            second,
-            f"widths must be equal, as {why}",
-            lambda r: r.get("width"),
-            "change one `width`",
-        )
+        what = f"widths must be equal, as {why}"
+        self.equal(first, second, what, lambda r: r.get("width"), "change one `width`")
 
     def same_tokens(self, first: Role | None, second: Role | None) -> None:
-        for field, what in (
-            ("patch", "token grids must be equal"),
-            ("pool", "class tokens must agree"),
-        ):
+        for field, what in (("patch", "token grids must be equal"), ("pool", "class tokens must agree")):
             mend = f"give both the same `{field}`"
             self.equal(first, second, what + f" ({field})", lambda r, f=field: r.get(f), mend)  # type: ignore[misc]
 
@@ -122,15 +98,16 @@ def check_stage(document: Document, recipe: Named, name: str, stage: Stage) -> N
         _incubate(checker, stage)
     elif isinstance(stage, Distill):
         _distill(checker, stage)
+    elif isinstance(stage, Assemble):
+        _assemble(checker, stage)
     elif isinstance(stage, Evaluate):
         _evaluate(checker, stage)
     if isinstance(stage, TrainingStage):
         _patch_fits(checker, stage)
+        _same_images(checker, stage)
         if stage.accumulate > stage.batch:
-            checker.say(
-                ("accumulate",),
-                f"a batch of {stage.batch} cannot be divided into {stage.accumulate} parts",
-            )
+            message = f"a batch of {stage.batch} cannot be divided into {stage.accumulate} parts"
+            checker.say(("accumulate",), message)
 
 
 def _train(checker: Checker, stage: Train) -> None:
@@ -149,10 +126,7 @@ def _incubate(checker: Checker, stage: Incubate) -> None:
 
 
 def _distill(checker: Checker, stage: Distill) -> None:
-    student, teacher = (
-        checker.role("student", stage.student),
-        checker.role("teacher", stage.teacher),
-    )
+    student, teacher = checker.role("student", stage.student), checker.role("teacher", stage.teacher)
     if isinstance(stage, M2mkd):
         meta = checker.role("meta", stage.meta)
         checker.same_modules(student, meta)
@@ -167,6 +141,19 @@ def _distill(checker: Checker, stage: Distill) -> None:
         checker.same_tokens(student, teacher)
         if stage.stitch == "identity":
             checker.same_width(student, teacher, "`stitch: identity` changes no width")
+
+
+def _assemble(checker: Checker, stage: Assemble) -> None:
+    """Stitches fold only where there are some, and no norm lies between two of them."""
+    source = checker.recipe.stages[stage.from_]
+    if stage.stitches != "fold":
+        return
+    if isinstance(source, Incubate):
+        message = f"{stage.from_} is an incubation, whose modules have no stitches; leave `stitches` out"
+        checker.say(("stitches",), message)
+    elif getattr(source, "stitch", "") == "ln-linear":
+        why = f"{stage.from_} has stitch: ln-linear, of which two do not fold, as a LayerNorm lies between them"
+        checker.say(("stitches",), f"{why}; set its `stitch: linear`, or here `stitches: drop` or `keep`")
 
 
 def _facts(source: Source) -> dict[str, Any]:
@@ -187,19 +174,47 @@ def _patch_fits(checker: Checker, stage: TrainingStage) -> None:
             checker.say((key,), f"{message}; patches that do: {', '.join(map(str, fits))}")
 
 
+def _same_images(checker: Checker, stage: TrainingStage) -> None:
+    """The networks that a stage reads must be built for its own images; only `run: train` adapts one to others."""
+    kd = stage.kd if isinstance(stage, Assemble) else None
+    read = {
+        ("teacher",): getattr(stage, "teacher", None),
+        ("meta",): getattr(stage, "meta", None),
+        ("from",): stage.from_ if isinstance(stage, Assemble) else None,
+        ("kd", "teacher"): kd.teacher if kd else None,
+    }
+    own = checker.recipe.data.get(stage.data)
+    for path, name in read.items():
+        for fact, theirs, ours in _differing(_trained_on(checker, name), _facts(own) if own else {}):
+            said = f"was trained on images of {theirs} {fact}, but {stage.data}, this stage's data, has {ours}"
+            checker.say(path, f"{said}; train both on images of one kind")
+
+
+def _trained_on(checker: Checker, name: str | None) -> dict[str, Any]:
+    """What is known of the images that a stage trains on; of a model nothing, as it is built for whoever reads it."""
+    data = getattr(checker.recipe.stages.get(name or ""), "data", "")
+    return _facts(checker.recipe.data[data]) if data in checker.recipe.data else {}
+
+
+def _differing(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The facts known of both that differ, in words, with both values."""
+    for fact, words in IMAGES.items():
+        if fact in first and fact in second and first[fact] != second[fact]:
+            yield words, first[fact], second[fact]
+
+
 def _evaluate(checker: Checker, stage: Evaluate) -> None:
-    """Channels and classes of every test set must be those that the networks were trained for."""
+    """Each network and test set once; the images of every test set must be those that the networks were built for."""
+    for key, names in (("of", stage.of), ("on", stage.on)):
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                checker.say((key, i), f"is named twice in `{key}`; name it once")
     for i, suite in enumerate(stage.on):
         try:
             source, _ = resolve_suite(suite, checker.recipe)
         except RequestError:  # noted among the references
             continue
-        wanted = _facts(source)
-        for of in stage.of:
-            trained = checker.recipe.stages.get(of)
-            data = checker.recipe.data.get(getattr(trained, "data", ""))
-            known = _facts(data) if data else {}
-            for fact in ("channels", "classes"):
-                if {fact} <= wanted.keys() & known.keys() and wanted[fact] != known[fact]:
-                    said = f"has {wanted[fact]} {fact}, but {of} was trained on {known[fact]}"
-                    checker.say(("on", i), f"{said}; evaluate on images of its own kind")
+        for of in dict.fromkeys(stage.of):
+            for fact, wanted, known in _differing(_facts(source), _trained_on(checker, of)):
+                said = f"has {wanted} {fact}, but {of} was trained on {known}"
+                checker.say(("on", i), f"{said}; evaluate on images of its own kind")

@@ -1,8 +1,8 @@
 """Strict YAML: plain data in which every key and value knows its line and column.
 
-The text is read as a stream of parser events, and only mappings, lists and scalars are built from
-them: tags, anchors and aliases are refused, so no YAML can run code or grow. Scalars follow YAML
-1.2, in which ``1e-3`` is a number and ``on``, ``no`` and ``010`` are not truth values or octals.
+The text is read as a stream of parser events, and only mappings, lists and scalars are built from them: tags, anchors
+and aliases are refused, so no YAML can run code or grow. Scalars follow YAML 1.2, in which ``1e-3`` is a number and
+``on``, ``no`` and ``010`` are not truth values or octals.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def read(text: str, name: str) -> Document:
 class Reader:
     """Builds plain data from parser events, noting positions and refusing what is not plain.
 
-    ``at`` overrides the position of everything, for values that come from the command line;
-    ``root`` is the path at which the value will stand.
+    ``at`` overrides the position of everything, for values that come from the command line; ``root`` is the path at
+    which the value will stand.
     """
 
     def __init__(self, text: str, name: str, document: Document, root: Path, at: str = "") -> None:

@@ -57,10 +57,7 @@ def _class_at(cls: type[Params], loc: tuple[Any, ...]) -> type[Params] | None:
             continue
         info = keys(found).get(part)
         parts = [info.annotation, *typing.get_args(info.annotation)] if info else []
-        found = next(
-            (p for p in parts if isinstance(p, type) and issubclass(p, Params) and p is not Params),
-            None,
-        )
+        found = next((p for p in parts if isinstance(p, type) and issubclass(p, Params) and p is not Params), None)
     return found
 
 

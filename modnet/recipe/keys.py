@@ -1,9 +1,8 @@
 """Stage keys: what a stage's result depends on, as one hash.
 
-A key is the SHA-256 of the canonical JSON of verb, settings, models, data, seed, the keys of the
-input stages, the data's fingerprint, the plug-ins' sources, and :data:`FORMAT`. The names that a
-recipe gives to its data, models and stages are no part of it, nor are paths, and fields marked
-``Unkeyed``.
+A key is the SHA-256 of the canonical JSON of verb, settings, models, data, seed, the keys of the input stages, the
+data's fingerprint, the plug-ins' sources, and :data:`FORMAT`. The names that a recipe gives to its data, models and
+stages are no part of it, nor are paths, and fields marked ``Unkeyed``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 from modnet.recipe.fields import ByContent, Choice, Ref, Unkeyed, marker
 from modnet.recipe.plugins import digest_of
 from modnet.recipe.recipe import Recipe
-from modnet.recipe.references import inputs_of, resolve_suite
+from modnet.recipe.references import resolve_suite
 from modnet.registry import DATA, MODELS, Params, Registry, UnknownName
 
 FORMAT = 1
@@ -41,14 +40,6 @@ def stage_keys(recipe: Recipe, fingerprints: Mapping[str, str]) -> dict[str, str
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         keys[name] = hashlib.sha256(text.encode()).hexdigest()
     return keys
-
-
-def pinned(recipe: Recipe) -> dict[str, bool]:
-    """Whether a stage is the same for every seed of the recipe: its own and all its inputs' seeds are pinned."""
-    out: dict[str, bool] = {}
-    for name, stage in recipe.stages.items():
-        out[name] = stage.seed is not None and all(out[i] for i in inputs_of(stage, recipe))
-    return out
 
 
 class _Canonical:
@@ -76,7 +67,7 @@ class _Canonical:
         if isinstance(value, str) and ref:
             return self.suite(value) if "suite" in ref.kinds else self.target(value)
         if isinstance(value, str) and marker(cls, name, ByContent):
-            path = Path(value).expanduser()
+            path = Path(value)
             return {"sha256": digest_of(path)} if path.is_file() else {"path": value}
         return value.as_posix() if isinstance(value, Path) else value
 
@@ -100,9 +91,7 @@ class _Canonical:
 
 
 def _base_name(registry: Registry, name: str) -> str:
-    """What a preset is a preset of, so that ``vit-b`` equals ``vit`` written out; a prefix's names
-    stand for themselves.
-    """
+    """What a preset is a preset of, so that ``vit-b`` equals ``vit`` written out; a prefix's names are themselves."""
     try:
         base = registry.get(name).base
     except UnknownName:

@@ -28,9 +28,8 @@ def load_recipe(
 ) -> Recipe:
     """A recipe by shipped name, path or run folder, with ``key.path=value`` overrides.
 
-    ``smoke``: at its smoke size. ``seed``: instead of the recipe's own. Raises RequestError if
-    there is no such recipe, and RecipeError with every error in it, each with its file, line and
-    column.
+    ``smoke``: at its smoke size. ``seed``: instead of the recipe's own. Raises RequestError if there is no such
+    recipe, and RecipeError with every error in it, each with its file, line and column.
     """
     path = find_recipe(name)
     document = read(_text(path), _display(path))
@@ -43,16 +42,8 @@ def load_recipe(
     title, own_seed = _title(document, path), _seed(document)
     if document.problems:
         raise RecipeError(document.name, document.problems)
-    recipe = Recipe(
-        title,
-        own_seed if seed is None else seed,
-        parts.data,
-        parts.models,
-        parts.stages,
-        path,
-        plugins,
-        notes=parts.notes,
-    )
+    seed = own_seed if seed is None else seed
+    recipe = Recipe(title, seed, parts.data, parts.models, parts.stages, path, plugins, notes=parts.notes)
     return at_smoke_size(recipe) if smoke else recipe
 
 

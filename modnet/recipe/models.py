@@ -2,15 +2,20 @@
 
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
+import os.path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from modnet.recipe.fields import ByContent
 from modnet.recipe.training import BelowOne
 from modnet.registry import MODELS, Params
 
+TIMM_MODULES = 4
+"""How many modules a timm network is cut into where `depths` is left out."""
+
 Depths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+File = Annotated[str, AfterValidator(os.path.expanduser), ByContent()]
 
 
 class ViT(Params):
@@ -43,7 +48,7 @@ class Timm(Params):
     name: str
     depths: Depths | None = None
     pretrained: bool = False
-    weights: Annotated[str | None, ByContent()] = None  # a local .safetensors of timm's own keys
+    weights: File | None = None  # a local .safetensors of timm's own keys
     drop_path: BelowOne = 0.0
 
 
@@ -60,12 +65,7 @@ def _unloaded_timm(params: Timm, factor: int) -> Timm:
 
 
 MODELS.register("vit", ViT, "modnet.models.vit:vit", smoke=_small_vit, about="Vision Transformer of any size")
-for _name, _width, _heads, _depth in (
-    ("ti", 192, 3, 12),
-    ("s", 384, 6, 12),
-    ("b", 768, 12, 12),
-    ("l", 1024, 16, 24),
-):
+for _name, _width, _heads, _depth in (("ti", 192, 3, 12), ("s", 384, 6, 12), ("b", 768, 12, 12), ("l", 1024, 16, 24)):
     MODELS.preset(
         f"vit-{_name}",
         "vit",

@@ -10,6 +10,9 @@ from pathlib import Path
 from modnet.recipe.document import Document
 from modnet.registry import TABLES, origin
 
+REGISTERED = "__modnet_registered__"
+_versions: dict[Path, str] = {}  # the module that each file was last imported as
+
 
 def load_plugins(document: Document, folder: Path) -> tuple[Path, ...]:
     """Import the files under ``plugins``, relative to the recipe's folder; notes what is missing or fails."""
@@ -38,27 +41,49 @@ def _wrong(path: Path) -> str:
 
 
 def load_plugin(path: Path) -> None:
-    """Import one file; again only if its content has changed, and then what it registered before is dropped."""
-    name = f"modnet_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    digest = digest_of(path)
-    if name in sys.modules and sys.modules[name].__dict__.get("__digest__") == digest:
+    """Import a file under a name that its content gives: equal content is imported once, wherever it lies.
+
+    What another version of the same file registered is dropped; its module stays, for networks that are built of it.
+    """
+    name = module_name(path)
+    earlier, _versions[path] = _versions.get(path, name), name
+    if earlier != name:
+        _forget(earlier)
+    held = sys.modules.get(name)
+    if held is not None and held.__dict__[REGISTERED] == _registered(name):
         return
-    for registry in TABLES.values():
-        registry.forget(str(path))
+    _forget(name)
+    _execute(name, path)
+
+
+def module_name(path: Path) -> str:
+    """``modnet_plugin_<digest>``: like the keys of stages, it does not change when a recipe is moved."""
+    return f"modnet_plugin_{digest_of(path)[:12]}"
+
+
+def _execute(name: str, path: Path) -> None:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    module.__dict__["__digest__"] = digest
     sys.modules[name] = module  # so that "module:function" strings of its entries resolve
     try:
-        with origin(str(path)):
+        with origin(name):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
-        for registry in TABLES.values():
-            registry.forget(str(path))
+        _forget(name)
         raise
+    module.__dict__[REGISTERED] = _registered(name)
+
+
+def _registered(name: str) -> dict[str, list[str]]:
+    return {kind: registry.of(name) for kind, registry in TABLES.items()}
+
+
+def _forget(name: str) -> None:
+    for registry in TABLES.values():
+        registry.forget(name)
 
 
 def digest_of(path: Path) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modnet.recipe.references import inputs_of, resolve_suite
 from modnet.recipe.sources import Source
 from modnet.recipe.stages import Evaluate, Stage
+from modnet.recipe.writing import stage_manifest, to_yaml
 from modnet.registry import Params
 
 
@@ -16,8 +18,8 @@ from modnet.registry import Params
 class Recipe:
     """Data, models and stages by name; stages in an order in which each comes after what it needs.
 
-    ``smoke`` and ``reductions`` tell of a recipe that was shrunk, ``notes`` hold what the reader
-    should know (names that are deprecated), ``plugins`` the files that were imported for it.
+    ``smoke`` and ``reductions`` tell of a recipe that was shrunk, ``notes`` hold what the reader should know (names
+    that are deprecated), ``plugins`` the files that were imported for it.
     """
 
     name: str
@@ -40,10 +42,16 @@ class Recipe:
         own = self.stages[stage].seed
         return self.seed if own is None else own
 
+    def pinned(self) -> set[str]:
+        """The stages that are the same for every seed of the recipe: their own and their inputs' seeds are pinned."""
+        found: set[str] = set()
+        for name, stage in self.stages.items():
+            if stage.seed is not None and found.issuperset(inputs_of(stage, self)):
+                found.add(name)
+        return found
+
     def sources(self) -> dict[str, Source]:
         """Every data source that a stage reads, by the name that stage keys ask fingerprints for."""
-        from modnet.recipe.references import resolve_suite
-
         found = dict(self.data)
         for stage in self.stages.values():
             for name in stage.on if isinstance(stage, Evaluate) else ():
@@ -60,18 +68,8 @@ class Recipe:
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """A stage with the models and data that it names, as plain data, for the record of what was run."""
-        from modnet.recipe.writing import stage_manifest
-
         return stage_manifest(self, stage)
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; loads again to equal stage keys."""
-        from modnet.recipe.writing import to_yaml
-
         return to_yaml(self)
-
-    def resolved(self) -> dict[str, Any]:
-        """The recipe with every default written out, as plain data."""
-        from modnet.recipe.writing import resolved
-
-        return resolved(self)

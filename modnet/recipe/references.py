@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from modnet.errors import RequestError
 from modnet.recipe.document import Document
@@ -12,9 +12,6 @@ from modnet.recipe.problems import either
 from modnet.recipe.sources import Source
 from modnet.recipe.stages import Stage
 from modnet.registry import DATA, SHIFTS, Params, nearest
-
-if TYPE_CHECKING:
-    pass
 
 
 class Named(Protocol):
@@ -35,11 +32,9 @@ def inputs_of(stage: Stage, recipe: Named) -> list[str]:
 
 
 def resolve_suite(name: str, recipe: Named) -> tuple[Source, str | None]:
-    """The source of a test set or shift suite, and the shift: ``fashion-mnist-r`` is
-    (fashion-mnist, "r").
+    """The source of a test set or shift suite, and the shift: ``fashion-mnist-r`` is (fashion-mnist, "r").
 
-    ``name`` is a data name of the recipe or a registered source, either with a shift's suffix.
-    Raises RequestError.
+    ``name`` is a data name of the recipe or a registered source, either with a shift's suffix. Raises RequestError.
     """
     if source := _source(name, recipe):
         return source, None
@@ -86,12 +81,8 @@ def _visit(name: str, trail: list[str], order: list[str], document: Document, re
         circle = trail[trail.index(name) :]
         if name == min(circle, key=list(recipe.stages).index):  # a circle is met once from each of its stages
             way = " -> ".join([*circle, name])
-            document.complain(
-                ("stages", name),
-                f"stages need each other in a circle: {way}",
-                key=True,
-                quote=False,
-            )
+            message = f"stages need each other in a circle: {way}"
+            document.complain(("stages", name), message, key=True, quote=False)
         return False
     clean = True
     for needed in inputs_of(recipe.stages[name], recipe):

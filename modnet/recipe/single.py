@@ -10,11 +10,10 @@ from modnet.registry import UnknownName
 
 
 def single_stage(document: Document) -> None:
-    """Give a recipe with ``run:`` at the top its ``stages:``; models and data may be written in
-    place.
+    """Give a recipe with ``run:`` at the top its ``stages:``; models and data may be written in place.
 
-    The stage is named after the recipe, or else after its verb. ``model: {name: vit, …}`` becomes
-    the model ``model``, ``data: {name: digits}`` or ``data: digits`` the data ``data``.
+    The stage is named after the recipe, or else after its verb. ``model: {name: vit, …}`` becomes the model ``model``,
+    ``data: {name: digits}`` or ``data: digits`` the data ``data``.
     """
     top = document.data
     if "run" not in top:

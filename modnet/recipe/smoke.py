@@ -13,7 +13,7 @@ from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import DATA, MODELS, Params, Registry
 
 T = TypeVar("T", bound=Params)
-BATCH, EVALUATE_BATCH = 32, 64
+BATCH, EVALUATE_BATCH, EVALUATE_LIMIT = 32, 64, 64
 WIDEST, NARROWEST = 16, 8
 
 
@@ -24,13 +24,12 @@ def smoke(recipe: Recipe) -> Recipe:
     models = {name: _shrunk(MODELS, model, factor) for name, model in recipe.models.items()}
     stages = {name: _short(stage, factor) for name, stage in recipe.stages.items()}
     told: list[str] = []
-    for section, old, new in (
-        ("data", recipe.data, data),
-        ("models", recipe.models, models),
-        ("stages", recipe.stages, stages),
-    ):
-        for name in old:
-            told += _changes(f"{section}.{name}", old[name], new[name])
+    for name in data:
+        told += _changes(f"data.{name}", recipe.data[name], data[name])
+    for name in models:
+        told += _changes(f"models.{name}", recipe.models[name], models[name])
+    for name in stages:
+        told += _changes(f"stages.{name}", recipe.stages[name], stages[name])
     name = f"{recipe.name}-smoke"
     return replace(recipe, name=name, data=data, models=models, stages=stages, reductions=told, smoke=True)
 
@@ -71,7 +70,10 @@ def _short(stage: Stage, factor: int) -> Stage:
             if choice and isinstance(held, Params):
                 values[name] = _shrunk(choice.registry, held, factor)
         return stage.changed(**values)
-    return stage.changed(batch=min(stage.batch, EVALUATE_BATCH)) if isinstance(stage, Evaluate) else stage
+    if isinstance(stage, Evaluate):
+        limit = min(stage.limit or EVALUATE_LIMIT, EVALUATE_LIMIT)
+        return stage.changed(batch=min(stage.batch, EVALUATE_BATCH), limit=limit)
+    return stage
 
 
 def _changes(path: str, old: Params, new: Params) -> list[str]:

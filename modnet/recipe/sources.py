@@ -11,11 +11,9 @@ from modnet.registry import DATA, SHIFTS, Params, Smoke
 
 
 class Source(Params):
-    """A data set, or a balanced part of its training images; val is held out before the part is
-    taken.
+    """A data set, or a balanced part of its training images; val is held out before the part is taken.
 
-    ``per_class`` or ``fraction`` choose a part, drawn by ``subset_seed`` (so that all methods see
-    the same images).
+    ``per_class`` or ``fraction`` choose a part, drawn by ``subset_seed`` (so that all methods see the same images).
     """
 
     name: str
@@ -31,9 +29,7 @@ class Source(Params):
 
 
 class Folder(Source):
-    """Own images: ``path/train/CLASS/*.png`` and ``path/test/CLASS/*.png``, or ``path/CLASS/*`` (a
-    tenth becomes test).
-    """
+    """Own images: ``path/train/CLASS/*`` and ``path/test/CLASS/*``, or ``path/CLASS/*`` (a tenth becomes test)."""
 
     path: Annotated[str, Unkeyed()]  # the images' fingerprint stands for it in keys
     size: PositiveInt = 64
@@ -61,35 +57,17 @@ for _name, _per_class, _facts, _about in (
     ("cifar10", 24, _CIFAR | {"classes": 10}, "60,000 pictures, 32 x 32, 10 classes"),
     ("cifar100", 4, _CIFAR | {"classes": 100}, "60,000 pictures, 32 x 32, 100 classes"),
 ):
-    DATA.register(
-        _name,
-        Source,
-        f"modnet.data.sources:{_name.replace('-', '_')}",
-        smoke=_few(_per_class),
-        about=_about,
-        facts=_facts,
-    )
-DATA.register(
-    "image-folder",
-    Folder,
-    "modnet.data.folder:image_folder",
-    smoke=_few(24),
-    about="own images, one folder a class",
-)
+    _builder = f"modnet.data.sources:{_name.replace('-', '_')}"
+    DATA.register(_name, Source, _builder, smoke=_few(_per_class), about=_about, facts=_facts)
+_about = "own images, one folder a class"
+DATA.register("image-folder", Folder, "modnet.data.folder:image_folder", smoke=_few(24), about=_about)
 
 
 class Shift(Params):
-    """A suite of changed test sets, a deterministic function of any source's test images:
-    ``<source>-r``, ``<source>-c``.
-    """
+    """Changed test sets, a deterministic function of any source's test images: ``<source>-r``, ``<source>-c``."""
 
     name: str
 
 
-SHIFTS.register(
-    "r",
-    Shift,
-    "modnet.data.shifts:renditions",
-    about="renditions: the style changes, not the content",
-)
+SHIFTS.register("r", Shift, "modnet.data.shifts:renditions", about="renditions: the style changes, not the content")
 SHIFTS.register("c", Shift, "modnet.data.shifts:corruptions", about="common corruptions at 5 severities")

@@ -4,14 +4,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    SerializeAsAny,
-)
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from modnet.recipe.fields import Choice, Gives, NoDefault, Ref, Unkeyed
 from modnet.recipe.training import BelowOne, Fraction, Muon, Schedule
@@ -84,9 +77,7 @@ class Incubate(TrainingStage):
     run: Literal["incubate"] = "incubate"
     model: ModelRef
     meta: WholeStageRef
-    fused: Annotated[bool, Unkeyed()] = (
-        True  # all modules side by side in one run; else one after another. Same weights either way
-    )
+    fused: Annotated[bool, Unkeyed()] = True  # all modules side by side, else one by one: the same weights
 
 
 Stitch = Literal["linear", "ln-linear", "identity"]
@@ -116,15 +107,20 @@ class M2mkd(Distill):
     fused: Annotated[bool, Unkeyed()] = True
 
 
-class HintonKD(Distill):
+class Logits(Params):
+    """How a whole network learns from a teacher's logits beside the labels (Hinton et al. 2015)."""
+
+    alpha: Fraction = 0.9  # weight of the teacher's term
+    tau: PositiveFloat = 2.0
+    kind: Literal["soft", "hard"] = "soft"
+    kd_norm: Norm = "batchmean"
+
+
+class HintonKD(Distill, Logits):
     """Distillation of a whole network from a whole network (Hinton et al. 2015)."""
 
     gives: ClassVar[Gives] = "network"
     method: Literal["kd"] = "kd"
-    alpha: Fraction = 0.9
-    tau: PositiveFloat = 2.0
-    kind: Literal["soft", "hard"] = "soft"
-    kd_norm: Norm = "batchmean"
 
 
 class Features(Distill):
@@ -140,14 +136,10 @@ class Features(Distill):
     fused: Annotated[bool, Unkeyed()] = True
 
 
-class Teaching(Params):
+class Teaching(Logits):
     """A teacher's logits beside the labels, while a network is fine-tuned."""
 
     teacher: NetworkRef
-    alpha: Fraction = 0.9
-    tau: PositiveFloat = 2.0
-    kind: Literal["soft", "hard"] = "soft"
-    kd_norm: Norm = "batchmean"
 
 
 class Assemble(TrainingStage):
@@ -177,7 +169,7 @@ class Evaluate(Stage):
     on: Annotated[tuple[SuiteRef, ...], Field(min_length=1)]
     limit: PositiveInt | None = None  # of a shift suite's parts only the first so many images; test sets are read whole
     batch: Annotated[PositiveInt, NoDefault()] = 512  # images at once; training's `batch` is no default for it
-    throughput: Annotated[bool, Unkeyed()] = True
+    throughput: bool = True  # whether images a second are measured as well
 
 
 DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features}

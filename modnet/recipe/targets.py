@@ -18,11 +18,9 @@ PHRASES: Mapping[Kind, str] = {"data": "data", "model": "a model", "stage": "a s
 
 
 def check_references(document: Document, recipe: Named) -> set[str]:
-    """Note every reference to nothing or to the wrong thing; gives the stages that stand on broken
-    ground.
+    """Note every reference to nothing or to the wrong thing; gives the stages that stand on broken ground.
 
-    What was written but could not be read is an error of its own, from which no other error
-    follows.
+    What was written but could not be read is an error of its own, from which no other error follows.
     """
     names = _Names(document, recipe)
     broken: set[str] = set()
@@ -106,12 +104,7 @@ def _gives_wrong(ref: Ref, stage: Stage, target: str) -> str:
     if ref.gives is None or stage.gives == ref.gives:
         return ""
     form = f"{stage.run}, method {stage.method}" if hasattr(stage, "method") else stage.run
-    gives = {
-        "network": "a whole network",
-        "modules": "single modules",
-        "table": "a table",
-        "nothing": "nothing",
-    }
+    gives = {"network": "a whole network", "modules": "single modules", "table": "a table", "nothing": "nothing"}
     mend = ""
     if stage.gives == "modules":
         mend = f": join them first with a stage {{run: assemble, from: {target}}}"

@@ -5,14 +5,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, Params
 
@@ -71,9 +64,7 @@ Length = Annotated[int | str, BeforeValidator(_warmup)]
 
 
 class Schedule(Params):
-    """Learning-rate factor by step: linear warm-up from ``start`` of the rate, then the shape down
-    to ``floor`` of it.
-    """
+    """Learning-rate factor by step: linear warm-up from ``start`` of the rate, then the shape down to ``floor``."""
 
     name: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Length = "10%"
@@ -107,12 +98,7 @@ for _name in ("cosine", "linear", "constant"):
         smoke=_short_warmup,
         about=f"learning rate by step, {_name} after a linear warm-up",
     )
-SCHEDULES.register(
-    "cosine-epochwise",
-    EpochwiseCosine,
-    "modnet.engine.schedules:cosine_epochwise",
-    smoke=_no_warmup,
-)
+SCHEDULES.register("cosine-epochwise", EpochwiseCosine, "modnet.engine.schedules:cosine_epochwise", smoke=_no_warmup)
 
 
 class Crop(Params):
@@ -174,8 +160,4 @@ class RandAugment(Params):
 
 for _params in (Crop, Flip, Erase, Mixup, CutMix, MixupOrCutMix, RandAugment):
     _key = _params.model_fields["name"].default
-    AUGMENTS.register(
-        _key,
-        _params,
-        f"modnet.data.augment:{_key.replace('-', '_')}",
-    )
+    AUGMENTS.register(_key, _params, f"modnet.data.augment:{_key.replace('-', '_')}")

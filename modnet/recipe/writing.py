@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from modnet.recipe import document
+from modnet.recipe.fields import references
 from modnet.recipe.references import inputs_of
 from modnet.registry import Params
 
@@ -40,8 +41,6 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 
 def stage_manifest(recipe: Recipe, name: str) -> dict[str, Any]:
     """A stage with its seed, its models, its data and the stages it reads, as plain data."""
-    from modnet.recipe.fields import references
-
     stage = recipe.stages[name]
     named = [target for _, _, target in references(stage)]
     return {

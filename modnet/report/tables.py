@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -50,15 +50,17 @@ COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     ("ece", "ECE", lambda v: f"{v['mean']:.3f}", 120),
     ("parameters", "params", count, 0),
     ("macs", "MACs", count, 0),
+    ("images_per_second", "images\na second", count, 120),
     ("seconds", "seconds", seconds, 0),
     ("seconds_all", "with\nteacher", seconds, 100),
-    ("flops_student", "FLOPs\nstudent", count, 140),
-    ("flops_all", "FLOPs\nall", count, 100),
+    ("flops_student", "FLOPs of\nstudent", count, 100),
+    ("flops_passes", "+ frozen\npasses", count, 140),
+    ("flops_all", "+ teacher\nand meta", count, 100),
 )
 
 
 def results_table(summary: Mapping[str, Any], width: int = 80) -> RenderableType:
-    """Rows of results, as many columns as the terminal holds, and below them the paired differences over seeds."""
+    """Rows of results, as many columns as the terminal holds; each shift suite; the paired differences over seeds."""
     rows = summary["rows"]
     shown = [c for c in COLUMNS if c[3] <= width and any(c[0] in row for row in rows.values())]
     table = Table(title=_title(summary), title_justify="left", header_style="bold")
@@ -67,12 +69,40 @@ def results_table(summary: Mapping[str, Any], width: int = 80) -> RenderableType
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         table.add_row(name, *(form(row[metric]) if metric in row else "" for metric, _, form, _ in shown))
-    return Group(table, *_differences(summary))
+    return Group(table, *_suites(summary), *_differences(summary))
+
+
+def _suites(summary: Mapping[str, Any]) -> list[Table]:
+    """A table for every suite of several parts: top-1 by part; severities of one change are averaged."""
+    suites = {suite: None for found in summary["suites"].values() for suite in found}
+    return [table for suite in suites if (table := _suite(suite, summary["suites"])) is not None]
+
+
+def _suite(suite: str, by_stage: Mapping[str, Any]) -> Table | None:
+    columns = {stage: _by_change(found[suite]["top1"]) for stage, found in by_stage.items() if suite in found}
+    parts = list(next(iter(columns.values())))
+    if len(parts) <= 2:  # one part and its mean
+        return None
+    table = Table(title=f"{suite}, top-1 %", title_justify="left", header_style="bold")
+    table.add_column("part")
+    for stage in columns:
+        table.add_column(stage, justify="right", overflow="fold")
+    for part in parts:
+        table.add_row(part, *(f"{values[part]:.2f}" for values in columns.values()), end_section=part == parts[-2])
+    return table
+
+
+def _by_change(top1: Mapping[str, Interval]) -> dict[str, float]:
+    """Mean over the severities of every change (``fog/3``), and the mean over all parts, last."""
+    changes = dict.fromkeys(part.partition("/")[0] for part in top1 if part != "mean")
+    found = {c: fmean(v["mean"] for part, v in top1.items() if part.partition("/")[0] == c) for c in changes}
+    return {**found, "mean": top1["mean"]["mean"]}
 
 
 def _title(summary: Mapping[str, Any]) -> str:
-    seeds = summary["seeds"]
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± 95 % interval over seeds {', '.join(map(str, seeds))}"
+    seeds, shared = summary["seeds"], ", ".join(summary["pinned"])
+    told = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± 95 % interval over seeds {', '.join(map(str, seeds))}"
+    return f"{told}; the same for every seed: {shared}" if shared and len(seeds) > 1 else told
 
 
 def _differences(summary: Mapping[str, Any]) -> list[Text]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
+from torch import Tensor
+
 from modnet.chain import Chain, Module, Port
 from modnet.errors import RequestError
-from modnet.layers.stitches import IdentityStitch, fold, folds, stitch_between
+from modnet.layers.stitches import Grid, IdentityStitch, LinearStitch, fold, folds, least_squares, stitch_between
 from modnet.surgery.cutting import cut
 
 
@@ -36,6 +39,20 @@ def _between(kind: str, takes: Port | None, gives: Port | None) -> Module:
     if takes is None or gives is None:
         raise RequestError("a module whose ports say nothing cannot be stitched: declare what it takes and gives")
     return stitch_between(kind, takes, gives)
+
+
+@torch.no_grad()
+def least_squares_stitch(x: Tensor, y: Tensor, prefix: int | None = None, grid: Grid | None = None) -> LinearStitch:
+    """The linear stitch that brings features ``x`` (…, in) closest to ``y`` (…, out) in squared error.
+
+    Rows match; the result has the dtype and device of ``y``. ``prefix`` and ``grid`` are those of its ports. Raises
+    ValueError for unequal numbers of rows. Source: SN-Net (Pan et al. 2023), section 3.2.
+    """
+    weight, bias = least_squares(x, y)
+    stitch = LinearStitch(x.shape[-1], y.shape[-1], prefix, grid).to(weight)
+    stitch.fc.weight.copy_(weight)
+    stitch.fc.bias.copy_(bias)
+    return stitch
 
 
 def without_stitches(chain: Chain) -> Chain:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from modnet.chain import Chain, Module
@@ -23,34 +24,84 @@ class Report:
 
 
 def transplant(students: Sequence[Chain], network: Chain) -> Report:
-    """Copy the students' leaves, stitches aside, into the leaves of ``network`` in order.
+    """Copy the students' leaves into the leaves of ``network`` in order.
 
-    Raises RequestError if the leaves do not pair up or a tensor has another shape: nothing is loaded in part.
-    Source: m2mKD (arXiv 2402.16918), loading of distilled modules; unlike the reference no mismatch is passed over.
+    Stitches are loaded where the network has the same ones between the same leaves; otherwise the students' are
+    dropped and the network's own are left. Raises RequestError if other leaves do not pair up or a tensor has another
+    shape: nothing is loaded in part. Source: m2mKD (arXiv 2402.16918), loading of distilled modules; unlike the
+    reference no mismatch is passed over.
     """
-    taught = assemble_loose(students)
-    stitches = [leaf for leaf in taught if is_stitch(leaf)]
-    sources = [leaf for leaf in taught if not is_stitch(leaf)]
-    if len(sources) != len(network.leaves):
-        raise RequestError(f"{len(sources)} taught leaves do not fill a network of {len(network.leaves)}")
-    for position, (source, target) in enumerate(zip(sources, network.leaves, strict=True)):
-        _check(position, source, target)
-    report = Report()
-    for position, (source, target) in enumerate(zip(sources, network.leaves, strict=True)):
-        target.load_state_dict(source.state_dict())
-        report.loaded += [f"{position}.{name}" for name in source.state_dict()]
-    report.dropped = [f"{type(s).__name__}.{name}" for s in stitches for name in s.state_dict()]
+    pairs, dropped = _paired([leaf for student in students for leaf in student.leaves], network)
+    for position, source in pairs.items():
+        _check(position, source, network.leaves[position])
+    report = Report(dropped=dropped)
+    for position, source in pairs.items():
+        state = source.state_dict()
+        network.leaves[position].load_state_dict(state)
+        report.loaded += [f"{position}.{name}" for name in state]
+    report.left = sorted(network.state_dict().keys() - set(report.loaded))
     return report
 
 
-def assemble_loose(students: Sequence[Chain]) -> list[Module]:
-    """All leaves of the students in order, whether or not they fit each other."""
-    return [leaf for student in students for leaf in student.leaves]
+def own_module(network: Chain, i: int, width: int) -> Chain:
+    """Module ``i`` of the network itself, whatever the ``width`` around it: stitches make it fit."""
+    return network[i]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How modules of a model family are taught and moved.
+
+    ``student(network, i, width)``: what learns in the place of the network's module ``i`` among tokens of ``width``.
+    ``transplant(students, network)``: loads what was learned into the network.
+    """
+
+    student: Callable[[Chain, int, int], Chain] = own_module
+    transplant: Callable[[Sequence[Chain], Chain], Report] = transplant
+
+
+def family_of(builder: Callable[..., Chain]) -> Family:
+    """The ``FAMILY`` of the file that defines a model's builder; without one, modules stand for themselves."""
+    own = getattr(sys.modules[builder.__module__], "FAMILY", None)
+    return own if isinstance(own, Family) else Family()
+
+
+def _paired(taught: Sequence[Module], network: Chain) -> tuple[dict[int, Module], list[str]]:
+    """The student's leaf for each position of the network that gets one, and the names of dropped tensors."""
+    theirs, own = _by_gap(taught), _by_gap(network.leaves)
+    if len(theirs) != len(own):
+        raise RequestError(f"{len(theirs) - 1} taught leaves do not fill a network of {len(own) - 1}, stitches aside")
+    pairs: dict[int, Module] = {}
+    dropped: list[str] = []
+    for (stitches, leaf), (own_stitches, own_leaf) in zip(theirs, own, strict=True):
+        if [_shapes(taught[i]) for i in stitches] == [_shapes(network.leaves[i]) for i in own_stitches]:
+            pairs |= {i: taught[j] for i, j in zip(own_stitches, stitches, strict=True)}
+        else:
+            dropped += [f"{type(taught[i]).__name__}.{name}" for i in stitches for name in taught[i].state_dict()]
+        if leaf is not None and own_leaf is not None:
+            pairs[own_leaf] = taught[leaf]
+    return pairs, dropped
+
+
+def _by_gap(leaves: Sequence[Module]) -> list[tuple[list[int], int | None]]:
+    """Positions of the stitches in front of each other leaf, and of that leaf; None after the last."""
+    found: list[tuple[list[int], int | None]] = []
+    stitches: list[int] = []
+    for position, leaf in enumerate(leaves):
+        if is_stitch(leaf):
+            stitches.append(position)
+        else:
+            found.append((stitches, position))
+            stitches = []
+    return [*found, (stitches, None)]
+
+
+def _shapes(leaf: Module) -> tuple[type[Module], dict[str, tuple[int, ...]]]:
+    return type(leaf), {name: tuple(tensor.shape) for name, tensor in leaf.state_dict().items()}
 
 
 def _check(position: int, source: Module, target: Module) -> None:
-    have = {name: tuple(t.shape) for name, t in source.state_dict().items()}
-    want = {name: tuple(t.shape) for name, t in target.state_dict().items()}
+    (_, have), (_, want) = _shapes(source), _shapes(target)
     if have != want:
         odd = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
         shapes = ", ".join(f"{name} {have.get(name, 'missing')} for {want.get(name, 'none')}" for name in odd)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import modnet
 from modnet.cli.common import parse_seeds
 from modnet.cli.distill import fill
+from modnet.cli.ls import headline
 from modnet.cli.main import app
 from modnet.errors import RequestError
 from modnet.recipe import Recipe, load_recipe, stage_keys
@@ -58,14 +59,8 @@ def handed(calls: list, *words: str) -> tuple[Recipe, dict[str, Any]]:
 def test_verbs_hand_the_recipe_on(calls: list, command: str, verb: str | None) -> None:
     recipe, options = handed(calls, command, "smoke/m2mkd", "seed=3", "stages.student.epochs=4")
     assert (recipe.name, recipe.seed, recipe.stages["student"].epochs) == ("smoke-m2mkd", 3, 4)  # type: ignore[attr-defined]
-    assert options == {
-        "runs": Path("runs"),
-        "verb": verb,
-        "dry_run": False,
-        "seeds": None,
-        "threads": None,
-        "device": None,
-    }
+    plain = {"dry_run": False, "seeds": None, "threads": None, "device": None}
+    assert options == {"runs": Path("runs"), "verb": verb, **plain}
 
 
 def test_options(calls: list) -> None:
@@ -73,14 +68,8 @@ def test_options(calls: list) -> None:
         calls, "train", "--smoke", "smoke/kd", "--dry-run", "--seeds", "0-2", "--runs", "/x", "--threads", "1"
     )
     assert recipe.smoke
-    assert options == {
-        "runs": Path("/x"),
-        "verb": None,
-        "dry_run": True,
-        "seeds": [0, 1, 2],
-        "threads": 1,
-        "device": None,
-    }
+    given = {"dry_run": True, "seeds": [0, 1, 2], "threads": 1, "device": None}
+    assert options == {"runs": Path("/x"), "verb": None, **given}
 
 
 def test_runs_may_come_from_the_environment(calls: list, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,17 +78,8 @@ def test_runs_may_come_from_the_environment(calls: list, monkeypatch: pytest.Mon
 
 
 def test_distill_without_a_recipe_fills_the_shipped_one(calls: list) -> None:
-    recipe, options = handed(
-        calls,
-        "distill",
-        "models.student.drop_path=0.1",
-        "--teacher",
-        "vit-b",
-        "--student",
-        "vit-s",
-        "--data",
-        "cifar10",
-    )
+    names = ["--teacher", "vit-b", "--student", "vit-s", "--data", "cifar10"]
+    recipe, options = handed(calls, "distill", "models.student.drop_path=0.1", *names)
     assert recipe.models["teacher"].width == 768  # type: ignore[attr-defined]
     assert (recipe.models["student"].width, recipe.models["student"].drop_path) == (384, 0.1)  # type: ignore[attr-defined]
     assert recipe.data["images"].name == "cifar10"
@@ -120,10 +100,30 @@ def test_evaluating_a_finished_run(calls: list, tmp_path: Path) -> None:
     ]
 
 
-def test_a_finished_run_takes_no_overrides(calls: list, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="takes no overrides"):
-        invoke(app, ["eval", str(tmp_path), "seed=3"], catch_exceptions=False)
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["seed=3"], "takes no overrides: seed=3"),
+        (["--smoke"], "without --smoke"),
+        (["--seeds", "0-2", "--dry-run"], "without --seeds or --dry-run"),
+    ],
+)
+def test_a_finished_run_takes_nothing_that_changes_a_recipe(
+    calls: list, tmp_path: Path, words: list[str], part: str
+) -> None:
+    with pytest.raises(RequestError, match=part):
+        invoke(app, ["eval", str(tmp_path), *words], catch_exceptions=False)
     assert not calls
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_finished_run_is_measured_with_as_many_threads_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    assert invoke(app, ["eval", str(tmp_path), "--threads", "3"], catch_exceptions=False).exit_code == 0
+    assert asked == [3]
 
 
 def test_plan_prints_the_rows_it_gets(calls: list) -> None:
@@ -153,12 +153,23 @@ def test_ls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     assert "smoke/m2mkd" in invoke(app, ["ls"]).output
     assert "fashion-mnist/demo" not in invoke(app, ["ls", "smoke/*"]).output
+    others = "lists models, data, optimizers, schedules, augments, shifts or verbs"
+    assert others in invoke(app, ["ls"]).output
+    assert others not in invoke(app, ["ls", "smoke/*"]).output
     models = invoke(app, ["ls", "models", "vit-*"]).output
     assert "vit-b" in models
     assert "timm" not in models
     for kind, name in {"data": "digits", "optimizers": "muon", "schedules": "cosine", "augments": "cutmix",
                        "shifts": "renditions", "verbs": "incubate"}.items():  # fmt: skip
         assert name in invoke(app, ["ls", kind]).output
+
+
+def test_a_headline_is_a_whole_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("# Incubation (Ni et al. 2022) in\n# two lines. And more.\n#\n#   modnet train r\nname: r\n")
+    assert headline(file) == "Incubation (Ni et al. 2022) in two lines"
+    file.write_text("name: r\n")
+    assert headline(file) == ""
 
 
 def test_cp_stamps_the_version_and_never_overwrites_unasked(tmp_path: Path) -> None:

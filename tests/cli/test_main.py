@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "show",
         "validate",
         "plan",
+        "bench",
     ]:
         assert f"\n  {command} " in text
 
@@ -111,12 +112,15 @@ def test_exit_codes(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(validate, "load", stop)
     assert main(["validate", "smoke/kd"]) == 130
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
 
 
 def test_a_message_is_wrapped_at_the_width_of_a_terminal(
@@ -138,27 +142,30 @@ def test_a_process_exits_with_the_code_and_without_a_traceback() -> None:
     assert run("validate", "smoke/kd").returncode == 0
 
 
-def fastest(*words: str, tries: int = 8) -> float:
-    """Least time of a few tries of a Python command, in ms; the first leaves compiled modules for the others."""
+LIBRARIES = "import typer, pydantic, yaml"
+
+
+def fastest(*commands: list[str], tries: int = 8) -> list[float]:
+    """Least processor time of each Python command, in ms, tried in turns: what one waits for on an idle machine."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    best = float("inf")
+    best = [float("inf")] * len(commands)
     for _ in range(tries):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *words], capture_output=True, cwd=ROOT, env=env, check=True)
-        best = min(best, time.perf_counter() - start)
-    return best * 1000
+        for i, words in enumerate(commands):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *words], capture_output=True, cwd=ROOT, env=env, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            best[i] = min(best[i], 1000 * (sum(after[:2]) - sum(before[:2])))  # user and system
+    return best
 
 
 @pytest.mark.parametrize(
-    ("words", "limit", "floor"),
-    [([], 150, "typer"), (["validate", "fashion-mnist/m2mkd"], 300, "typer, pydantic, yaml")],
+    ("words", "limit", "floor"), [([], 150, "import typer"), (["validate", "fashion-mnist/m2mkd"], 300, LIBRARIES)]
 )
 def test_answers_at_once(words: list[str], limit: float, floor: str) -> None:
-    """On a busy machine: at most 2.2 times what importing the libraries takes at the same
-    moment.
-    """
-    least = fastest("-c", f"import {floor}")
-    assert fastest("-m", "modnet.cli.main", *words) < max(limit, 2.2 * least)
+    """Within the limit in ms; where importing the libraries is slow, or outside CI, within 2.6 times that import."""
+    took, least, libraries = fastest(["-m", "modnet.cli.main", *words], ["-c", floor], ["-c", LIBRARIES])
+    plain = os.environ.get("CI") == "true" and libraries < 200
+    assert took < (limit if plain else max(limit, 2.6 * least))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from modnet.data import fingerprint, load, load_suite, port_of
-from modnet.data.large import FolderSplit, Reader, transform
+from modnet.data.large import FolderSplit, Reader, default_workers, transform
 from modnet.data.loaders import TrainBatches
 from modnet.errors import RequestError, RunFailed
 from modnet.randomness import Key
@@ -160,3 +160,12 @@ def test_fingerprint_follows_contents_and_not_places(tmp_path: Path) -> None:
     assert fingerprint(folder(tmp_path / "one", size=9)) != first
     Image.new("RGB", (9, 9)).save(tmp_path / "two" / "x" / "000.png")
     assert fingerprint(folder(tmp_path / "two")) != first
+
+
+@pytest.mark.parametrize("given", ["abc", "-1", "1.5"])
+def test_workers_that_are_no_number_are_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODNET_WORKERS", given)
+    with pytest.raises(RequestError, match=f"MODNET_WORKERS is '{given}'"):
+        default_workers()
+    monkeypatch.setenv("MODNET_WORKERS", "3")
+    assert default_workers() == 3

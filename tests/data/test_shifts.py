@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from modnet.data import load_suite
 from modnet.data.large import FolderSplit
 from modnet.data.shift_table import CORRUPTIONS as CONSTANTS
 from modnet.data.shift_table import SHIFT_VERSION
-from modnet.data.shifts import Change, Parts, changed, corruptions, renditions
+from modnet.data.shifts import _KEPT_BYTES, Change, Parts, changed, corruptions, renditions
 from modnet.data.splits import Split
 from modnet.randomness import Key
 from modnet.recipe.sources import Shift, Source
@@ -149,6 +150,11 @@ def test_chunks_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modnet.data.shifts._CHUNK_PIXELS", 28 * 28 * 2)
     assert torch.equal(changed(split, RENDITIONS["texture"]).images, whole.images)
     assert not isinstance(whole, FolderSplit)
+
+
+def test_all_of_a_suite_of_fashion_mnist_is_kept_where_memory_allows() -> None:
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert min(70 * 10_000 * 28 * 28, physical // 8) <= _KEPT_BYTES <= 1 << 30
 
 
 def test_memory_for_made_parts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import logging
 import pickle
@@ -126,11 +127,21 @@ def test_damaged_local_files_are_named(clothes: dict[str, bytes], tmp_path: Path
     path = folder / "t10k-images-idx3-ubyte.gz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RunFailed, match=r"t10k-images-idx3-ubyte\.gz is corrupt"):
+    with pytest.raises(RunFailed, match=r"t10k-images-idx3-ubyte\.gz is corrupt.*Delete it; it will be fetched"):
         fashion_mnist.read()
     path.write_bytes(gzip.compress(b"something else"))
     with pytest.raises(RunFailed, match=r"is not the published file.*SHA-256"):
         fashion_mnist.read()
+
+
+def test_a_damaged_file_of_the_system_is_not_fetched_again(clothes: dict[str, bytes], tmp_path: Path) -> None:
+    put(tmp_path / "usr" / "share", clothes)
+    path = tmp_path / "usr" / "share" / "t10k-images-idx3-ubyte.gz"
+    for content in (b"no archive", gzip.compress(b"something else")):
+        path.write_bytes(content)
+        with pytest.raises(RunFailed, match=rf"install it anew, or put a good copy into {tmp_path}/data") as told:
+            fashion_mnist.read()
+        assert "Delete it" not in str(told.value)
 
 
 def test_debian_without_apt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -259,23 +270,27 @@ def test_malformed_cifar_members() -> None:
 # ---- files ----------------------------------------------------------------------------------
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "sub" / "file"
-    with pytest.raises(ZeroDivisionError), files.written(path) as temporary:
-        temporary.write_bytes(bytes([1 // 0]))
-    assert list(path.parent.iterdir()) == []
-    with files.written(path) as temporary:
-        temporary.write_bytes(b"whole")
-    assert path.read_bytes() == b"whole"
-    assert list(path.parent.iterdir()) == [path]
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_not_an_unreachable_place(
+    clothes: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").write_bytes(bytes(1 << 17))
+    address = (tmp_path / "there").as_uri()
+    with pytest.raises(RunFailed, match=r"No space left on device.*MODNET_DATA"):
+        files.download(address, Path("/dev/full"))
+    monkeypatch.setattr(fashion_mnist, "download", lambda url, target: files.download(address, Path("/dev/full")))
+    with pytest.raises(RunFailed, match="^/dev/full could not be written: No space left"):
+        fashion_mnist.read()
 
 
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RunFailed, match="No space left on device. Free some space"),
-        files.written(tmp_path / "file"),
-    ):
-        raise OSError(28, "No space left on device")
+def test_a_connection_that_breaks_is_an_unreachable_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise http.client.IncompleteRead(b"", 100)
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Breaking())
+    with pytest.raises(Unreachable, match="IncompleteRead"):
+        files.download("http://there/file", tmp_path / "file")
 
 
 def test_an_unreachable_place_says_why(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Stem(Module):
         ("0.attn.qkv.bias", (6,), False),
         ("0.experts.bias", (3, 6), False),
         ("0.cls_token", (1, 1, 4), False),
+        ("0.reg_token", (1, 4, 4), False),
         ("0.pos_embed", (1, 5, 4), False),
         ("0.patch_embed.proj.weight", (4, 1, 2, 2), True),
         ("0.norm.weight", (4,), False),

@@ -16,6 +16,7 @@ from modnet.engine.display import Display, Status
 from modnet.engine.loggers import MetricsLog, sheet
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
+from modnet.errors import RunFailed
 from tests.engine.toy import toy_job
 
 
@@ -65,9 +66,39 @@ def test_images_are_shown_as_the_data_was() -> None:
     assert sheet(torch.randn(3, 8), None, None) is None
 
 
+def test_stop_hides_no_error_behind_that_of_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    reporter = Reporter(tmp_path, "toy")
+
+    def fault(calls: int) -> None:
+        if calls == 2:
+            assert reporter._board is not None
+            monkeypatch.setattr(reporter._board._writer, "close", full)
+            raise RunFailed("why it ended")
+
+    with pytest.raises(RunFailed, match="why it ended"):
+        train(toy_job(fault=fault), tmp_path, reporter)
+
+
+@pytest.mark.parametrize("act", ["truncate", "sync"])
+def test_a_log_on_a_full_disk_is_a_failed_run(act: str, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"a": 1})
+    monkeypatch.setattr("os.truncate", full)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunFailed, match="No space left"):
+        log.truncate(0) if act == "truncate" else log.sync()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_holds_scalars_settings_and_survives_a_resume(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     def fault(calls: int) -> None:
         if calls == 7:
@@ -80,7 +111,14 @@ def test_tensorboard_holds_scalars_settings_and_survives_a_resume(tmp_path: Path
     events.Reload()
     tags = events.Tags()
     assert {"loss/track0", "lr/track0", "grad_norm/track0/0", "val/track0/top1"} <= set(tags["scalars"])
-    assert tags["tensors"] == ["settings/text_summary"]
+    assert tags["tensors"][0] == "settings/text_summary"
+    assert events.Scalars("final/track0/top1")[0].step == 12
+    assert not [path for path in (tmp_path / "tb" / "toy").iterdir() if path.is_dir()]
+    written = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(written["_hparams_/session_start_info"]).session_start_info
+    assert "_hparams_/session_end_info" in written
+    assert start.hparams["optimizer.name"].string_value == "muon"
+    assert start.hparams["batch"].number_value == 12
     assert [e.step for e in events.Scalars("loss/track0")] == list(range(1, 13))
     assert [e.step for e in events.Scalars("val/track0/top1")] == [4, 8, 12]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_a_finished_job_is_only_read(tmp_path: Path) -> None:
 
     again, second = run(tmp_path / "a", ema=0.9, fault=fault)
     assert same(weights(again), weights(job))
-    assert second.plain() == outcome.plain()
+    assert second == outcome
     assert log.read_bytes() == before
 
 
@@ -232,6 +233,65 @@ def test_threads_of_the_first_start_are_kept(tmp_path: Path) -> None:
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
+
+
+FORKED = """
+import multiprocessing, os, signal, sys, time
+from modnet.engine.interrupts import Interrupts
+def wait():
+    time.sleep(30)
+with Interrupts() as interrupts:
+    child = multiprocessing.get_context("fork").Process(target=wait)
+    child.start()
+    time.sleep(0.2)
+    os.kill(child.pid, signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    assert interrupts.asked and child.is_alive()
+    child.terminate()
+    child.join(10)
+    assert child.exitcode == -signal.SIGTERM, child.exitcode
+"""
+
+
+def test_a_forked_worker_leaves_ctrl_c_to_the_run_and_still_ends_at_sigterm() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", *sys.path])}
+    done = subprocess.run([sys.executable, "-c", FORKED], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stopping after this step") == 1
+
+
+FULL = """
+import os, resource, sys
+from pathlib import Path
+from modnet.engine.reporter import Reporter
+from modnet.engine.trainer import train
+from modnet.errors import RunFailed
+from tests.engine.toy import toy_job
+folder, call = Path(sys.argv[1]), int(sys.argv[2])
+def fault(calls):
+    if calls == call:
+        most = max(file.stat().st_size for file in folder.rglob("*events*"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most + 40, resource.RLIM_INFINITY))
+if not call:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+try:
+    train(toy_job(fault=fault), folder, Reporter(folder, "toy"))
+except RunFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("call", [0, 2])
+def test_a_disk_that_is_full_for_tensorboard_is_one_paragraph(call: int, tmp_path: Path) -> None:
+    if not call:
+        killed_at(1, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", *sys.path])}
+    command = [sys.executable, "-W", "ignore", "-c", FULL, str(tmp_path), str(call)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"could not be written: File too large.*make room", done.stdout), done.stdout
+    assert "tb/toy" in done.stdout
 
 
 def test_full_disk_says_so_and_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:

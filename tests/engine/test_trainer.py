@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ from rich.console import Console
 from torch import Tensor
 
 from modnet.chain import Pass
+from modnet.engine.batch import Batch
 from modnet.engine.checkpoint import Best, Checkpoints
+from modnet.engine.choices import choose, describe
 from modnet.engine.job import Job, Track
 from modnet.engine.reporter import Reporter
 from modnet.engine.tracks import LiveTrack, better, check_partition
@@ -161,6 +165,63 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     found = Checkpoints(tmp_path, "toy").load()
     assert found is not None
     assert found.progress.step == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "step 6 needs more memory.*a smaller batch, or accumulate=4"),
+        (
+            RuntimeError("put_kernel does not have a deterministic implementation, but you set ..."),
+            r"step 6: put_kernel does not .* deterministic to false in .*choices\.json",
+        ),
+    ],
+)
+def test_what_the_device_cannot_do_is_one_paragraph(error: Exception, message: str, tmp_path: Path) -> None:
+    def fault(calls: int) -> None:
+        if calls == 11:
+            raise error
+
+    with pytest.raises(RunFailed, match=message):
+        run(tmp_path, fault=fault, accumulate=2)
+
+
+def test_seconds_count_the_reading_of_batches(tmp_path: Path, monkeypatch: Any) -> None:
+    job = toy_job(epochs=1)
+    epoch, clock = job.batches.epoch, [0.0]
+
+    def slow(number: int, start: int = 0) -> Iterator[Batch]:
+        for batch in epoch(number, start):
+            clock[0] += 5.0
+            yield batch
+
+    monkeypatch.setattr(job.batches, "epoch", slow)
+    monkeypatch.setattr("modnet.engine.trainer.time.perf_counter", lambda: clock[0])
+    assert train(job, tmp_path, quiet(tmp_path)).seconds == 20.0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_gpu_is_kept_to_deterministic_algorithms_as_chosen(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    device, settings = torch.device("cuda"), toy_job().settings
+    try:
+        choices, _ = choose(tmp_path, settings, device)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        told = describe(choices, False, device)
+        assert "fp32, deterministic algorithms; Newton-Schulz of Muon in float32 (the GPU only emulates bf16)" in told
+        path = tmp_path / "choices.json"
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps(stored | {"deterministic": {"value": wanted, "reason": "test"}}))
+        choose(tmp_path, settings, device)
+        assert torch.are_deterministic_algorithms_enabled() is wanted
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def broken(job: Job, kind: str) -> Job:

@@ -11,6 +11,7 @@ import modnet.recipe.models  # noqa: F401 - registers the names
 from modnet.chain import Chain, Port
 from modnet.evaluation import cost as costs
 from modnet.evaluation.cost import Cost, cost, example, on_meta, training_flops
+from modnet.layers.stitches import LinearStitch
 from modnet.registry import MODELS
 
 Tiny = Callable[..., Chain]
@@ -25,11 +26,7 @@ def formula(width: int, blocks: int, tokens: int = 197, classes: int = 1000, pat
 
 @pytest.mark.parametrize(
     ("name", "width", "published"),
-    [
-        ("vit-ti", 192, 1_258_411_200),
-        ("vit-s", 384, 4_608_338_304),
-        ("vit-b", 768, 17_582_740_224),
-    ],
+    [("vit-ti", 192, 1_258_411_200), ("vit-s", 384, 4_608_338_304), ("vit-b", 768, 17_582_740_224)],
 )
 def test_multiply_adds_are_the_published_ones(name: str, width: int, published: int) -> None:
     entry = MODELS.get(name)
@@ -74,6 +71,30 @@ def test_a_backward_pass_costs_what_is_trained(tiny: Tiny) -> None:
     middle = chain[:1].frozen() + chain[1] + chain[2:].frozen()
     expected = forward + 2 * block + (weights + 2 * attention) + head
     assert training_flops(middle, port) == expected
+
+
+def test_gradients_to_the_input_pass_through_frozen_parts(tiny: Tiny) -> None:
+    chain, tokens = tiny(depths=(1, 1, 1)), Port.of("tokens", width=16, prefix=1, grid=(2, 2))
+    block = 2.0 * (5 * 16 * (3 * 16 + 16 + 2 * 4 * 16))  # qkv, proj, and the two layers of the perceptron
+    attention = 2.0 * 2 * 5 * 5 * 16  # scores and mixing
+    head = 2.0 * 16 * 3
+    tail = chain[2:]
+    assert training_flops(tail.frozen(), tokens) == block + attention + head
+    assert training_flops(tail.frozen(), tokens, input_grad=True) == 2 * block + 3 * attention + 2 * head
+    assert training_flops(tail, tokens, input_grad=True) == 3 * (block + attention + head)
+    stitch = Chain([LinearStitch(16, 8, 1, (2, 2))])
+    assert training_flops(stitch, tokens) == 2 * (2 * 5 * 16 * 8)
+    assert training_flops(stitch, tokens, input_grad=True) == 3 * (2 * 5 * 16 * 8)
+    assert training_flops(Chain(), tokens, input_grad=True) == 0
+
+
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_front_module_and_tail_add_up_to_the_hybrid(tiny: Tiny, i: int) -> None:
+    chain, port = tiny(depths=(1, 1, 1)), example_port()
+    front, tail = chain[:i].frozen(), chain[i + 1 :].frozen()
+    parts = training_flops(front, port) + training_flops(chain[i], chain[i].takes or port)
+    parts += training_flops(tail, tail.takes or port, input_grad=True)
+    assert parts == training_flops(front + chain[i] + tail, port)
 
 
 def test_the_meta_twin_has_no_storage_and_leaves_the_chain_alone(tiny: Tiny) -> None:

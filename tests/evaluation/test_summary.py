@@ -37,3 +37,12 @@ def test_the_table_fits_the_terminal(width: int) -> None:
     assert "82.00" in text
     assert "kd - e2e: top1 +2.50" in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_shifts_are_shown_by_part_with_severities_averaged() -> None:
+    parts = {"fog/1": 60.0, "fog/2": 40.0, "sketch": 30.0, "mean": 43.0}
+    row = {"top1": 80.0, "suites": {"x-c": {"mean": {"top1": 43.0}, "top1": parts}}}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table(summarise({0: {"e2e": row}})))
+    lines = [line.split("│")[1:3] for line in console.export_text().splitlines() if "fog" in line or "mean" in line]
+    assert [[cell.strip() for cell in line] for line in lines] == [["fog", "50.00"], ["mean", "43.00"]]

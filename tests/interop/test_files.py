@@ -14,15 +14,8 @@ from torch import Tensor
 
 from modnet.chain import Chain, Port
 from modnet.errors import RequestError
-from modnet.interop.deep_incubation import (
-    architecture,
-    chain_of,
-    load_stages,
-    read_stages,
-    stages_of,
-    write_stages,
-)
-from modnet.interop.files import read_state, read_torch
+from modnet.interop.deep_incubation import architecture, chain_of, load_stages, read_stages, stages_of, write_stages
+from modnet.interop.files import read_state, read_torch, write_state, write_torch
 from modnet.interop.keys import published_state
 from modnet.interop.m2mkd import (
     load_student_module,
@@ -45,6 +38,25 @@ def images() -> Tensor:
 def equal(left: Chain, right: Chain) -> bool:
     pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+# ---- writing -------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "state.pth"
+    write_torch({"a": torch.ones(2)}, path)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        write_torch({"a": lambda: None}, path)
+    assert [file.name for file in path.parent.iterdir()] == ["state.pth"]
+    assert torch.equal(read_torch(path)["a"], torch.ones(2))
+
+
+def test_views_can_be_written(tmp_path: Path) -> None:
+    table = torch.arange(6.0).view(2, 3)
+    write_state({"all": table, "turned": table.T}, tmp_path / "state.safetensors")
+    assert torch.equal(read_state(tmp_path / "state.safetensors")["turned"], table.T)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # ---- Deep Incubation ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from modnet import experiment
 from modnet.chain import Chain
 from modnet.engine.artifacts import load_chain
 from modnet.methods.base import Inputs
+from modnet.methods.costs import ancestors
 from modnet.recipe import load_recipe
 from modnet.store import Store
 
@@ -51,7 +52,7 @@ class Lab:
         session = experiment.open_session(recipe, self.folder, Console(file=io.StringIO()))
         wanted = list(recipe.stages)
         if only is not None:
-            needed = experiment.needs(recipe, only)
+            needed = ancestors(only, recipe)
             wanted = [name for name in wanted if name in needed]
         experiment.bring_up_to_date(session, wanted)
         return Inputs(recipe, Store(self.folder / "store"), session.keys, lambda text: None)

@@ -48,13 +48,16 @@ def test_a_step_changes_the_modules_alone(tiny: Callable[..., Chain]) -> None:
     meta, teacher = tiny(), tiny(depths=(2, 2, 2), seed=1)
     students = {i: stitched(m, meta, i) for i, m in enumerate(tiny(seed=2, width=8))}
     objective = M2mkdObjective(meta, teacher, students, m2mkd())
-    frozen = {n: p.clone() for c in (meta, teacher) for n, p in c.named_parameters()}
+    hosts = {"meta": meta, "teacher": teacher}
+    frozen = {(host, n): p.clone() for host, chain in hosts.items() for n, p in chain.named_parameters()}
     before = {i: [p.clone() for p in c.parameters()] for i, c in students.items()}
     trainable = [p for p in objective.parameters() if p.requires_grad]
     assert {id(p) for p in trainable} == {id(p) for c in students.values() for p in c.parameters()}
     sum(objective(batch(), Pass()).values()).backward()
     torch.optim.SGD(trainable, lr=0.5).step()
-    assert all(torch.equal(p, frozen[n]) for n, p in teacher.named_parameters())
+    after = {(host, n): p for host, chain in hosts.items() for n, p in chain.named_parameters()}
+    assert after.keys() == frozen.keys()
+    assert all(torch.equal(p, frozen[place]) for place, p in after.items())
     assert all(p.grad is None for c in (meta, teacher) for p in c.parameters())
     for i, chain in students.items():
         moved = [not torch.equal(p, q) for p, q in zip(chain.parameters(), before[i], strict=True)]

@@ -13,13 +13,7 @@ from modnet.models.vit import default_heads, module_bounds, vit
 from modnet.recipe.models import ViT
 from modnet.registry import MODELS
 
-COUNTS = {
-    "vit-ti": 5_717_416,
-    "vit-s": 22_050_664,
-    "vit-b": 86_567_656,
-    "vit-l": 304_326_632,
-    "vit-h": 631_922_920,
-}
+COUNTS = {"vit-ti": 5_717_416, "vit-s": 22_050_664, "vit-b": 86_567_656, "vit-l": 304_326_632, "vit-h": 631_922_920}
 
 
 def named(name: str, size: int = 224, classes: int = 1000) -> Chain:

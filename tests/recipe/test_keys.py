@@ -9,24 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modnet.recipe import Recipe, load_recipe, pinned, stage_keys
+from modnet.recipe import Recipe, load_recipe, stage_keys
 from tests.recipe.conftest import FULL, Read
 
 PRINTS = {"whole": "f", "small": "f", "fashion-mnist": "f"}
-NAMES = [
-    "whole",
-    "small",
-    "vit_s",
-    "vit_l",
-    "thin",
-    "verdict",
-    "meta",
-    "modules",
-    "transfer",
-    "imitate",
-    "hinton",
-    "baseline",
-]
+NAMES = ["whole", "small", "vit_s", "vit_l", "thin", "verdict", "meta", "modules", "transfer", "imitate", "hinton"]
+NAMES += ["baseline"]
 
 
 def keys(recipe: Recipe, prints: dict[str, str] | None = None) -> dict[str, str]:
@@ -69,7 +57,7 @@ def differing(a: dict[str, str], b: dict[str, str]) -> set[str]:
         ("stages.verdict.on=[fashion-mnist]", {"verdict"}),
         ("stages.modules.fused=false", set()),
         ("stages.meta.checkpoint_every=7", set()),
-        ("stages.verdict.throughput=false", set()),
+        ("stages.verdict.throughput=false", {"verdict"}),
         ("name=other", set()),
         ("models.unused={name: vit}", set()),
         ("stages.meta.seed=0", set()),
@@ -110,12 +98,11 @@ def test_with_seed_equals_the_seed_in_the_file(recipe: Read, full: str) -> None:
 def test_pinned_stages_are_those_that_no_seed_of_the_recipe_changes(recipe: Read) -> None:
     read = recipe()
     same = {n for n, k in keys(read).items() if k == keys(read.with_seed(9))[n]}
-    assert same == {name for name, is_pinned in pinned(read).items() if is_pinned}
-    assert same == {"meta", "modules", "teacher"}
+    assert same == read.pinned() == {"meta", "modules", "teacher"}
 
 
 def test_a_pinned_stage_on_an_unpinned_input_is_not_pinned(recipe: Read, full: str) -> None:
-    assert not pinned(recipe(full, "stages.student.seed=0"))["student"]
+    assert "student" not in recipe(full, "stages.student.seed=0").pinned()
 
 
 def test_weights_count_by_content_and_not_by_path(recipe: Read, full: str, tmp_path: Path) -> None:
@@ -125,6 +112,15 @@ def test_weights_count_by_content_and_not_by_path(recipe: Read, full: str, tmp_p
         return keys(recipe(full, model, "stages.hinton.teacher=big"))["hinton"]
 
     assert key("a", "one") == key("b", "one") != key("a", "two")
+
+
+def test_the_home_folder_in_a_path_of_weights_is_read_where_the_recipe_is(
+    recipe: Read, full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = "models.big={name: timm:vit_tiny_patch16_224, weights: ~/a}"
+    read = recipe(full, model, "stages.hinton.teacher=big")
+    assert read.models["big"].weights == str(tmp_path / "a")  # type: ignore[attr-defined]
 
 
 def test_keys_are_the_same_in_every_process(recipe: Read) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,31 @@ def test_a_changed_file_is_read_anew(recipe: Read, mine: Path) -> None:
     recipe(TEXT)
     mine.write_text(PLUGIN.replace("width: int = 32", "width: int = 32, extra: int = 5"))
     assert recipe(TEXT).models["m"].extra == 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("registries")
+def test_it_is_named_by_its_content_so_that_a_recipe_may_move(recipe: Read, mine: Path) -> None:
+    first = stage_keys(recipe(TEXT), {})
+    module = MODELS.get("tower").builder.partition(":")[0]
+    assert module == f"modnet_plugin_{hashlib.sha256(mine.read_bytes()).hexdigest()[:12]}"
+    held = sys.modules[module]
+    (mine.parent / "new").mkdir()
+    moved = mine.rename(mine.parent / "new" / "mine.py")
+    second = recipe(TEXT, "plugins=[new/mine.py]")
+    assert sys.modules[module] is held, "imported once"
+    assert stage_keys(second, {}) == first
+    moved.write_text(PLUGIN.replace("width: int = 32", "width: int = 32, extra: int = 5"))
+    third = recipe(TEXT, "plugins=[new/mine.py]").models["m"]
+    assert third.extra == 5  # type: ignore[attr-defined]
+    assert sys.modules[module] is held, "networks built of the earlier version still find their leaves"
+
+
+def test_going_back_to_an_earlier_version(recipe: Read, mine: Path) -> None:
+    recipe(TEXT)
+    mine.write_text(PLUGIN.replace("width: int = 32", "width: int = 32, extra: int = 5"))
+    recipe(TEXT)
+    mine.write_text(PLUGIN)
+    assert "extra" not in recipe(TEXT).models["m"].model_dump()
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,52 @@ def test_a_data_name_that_ends_like_a_shift_is_itself(recipe: Read, full: str) -
         (["stages.verdict.on=[cifar10]"], "has 3 channels, but student was trained on 1"),
         (["data.c={name: cifar10}", "stages.verdict.on=[cifar100-c]", "stages.baseline.data=c",
           "stages.verdict.of=[baseline]"], "has 100 classes, but baseline was trained on 10"),
+        (["stages.verdict.on=[digits-r]"], "'digits-r': has 8 pixels, but student was trained on 28"),
+        (["stages.verdict.of=[student, hinton, student]"], "of.2: 'student': is named twice in `of`; name it once"),
+        (["stages.verdict.on=[small-r, small, small-r]"], "on.2: 'small-r': is named twice in `on`"),
+        (["stages.transfer.stitch=identity"], "student (thin) has 48, meta (vit_s) has 64"),
+        (["stages.imitate.stitch=identity"], "student (thin) has 48, teacher (vit_l) has 64"),
+        (["stages.student.stitches=fold"], "transfer has stitch: ln-linear, of which two do not fold"),
+        (["stages.teacher.stitches=fold"], "modules is an incubation, whose modules have no stitches"),
     ],
 )  # fmt: skip
 def test_parts_must_fit(errors: Wrong, full: str, overrides: list[str], part: str) -> None:
     found = errors(full, *overrides)
     assert any(part in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("stages.modules.data=other", "stages.modules.meta: 'meta': was trained on images of 28 pixels"),
+        ("stages.teacher.data=other", "stages.teacher.from: 'modules': was trained on images of 28 pixels"),
+        ("stages.transfer.data=other", "stages.transfer.meta: 'meta': was trained on images of 28 pixels"),
+        ("stages.transfer.data=other", "stages.transfer.teacher: 'teacher': was trained on images of 28 pixels"),
+        ("stages.imitate.data=other", "stages.imitate.teacher: 'teacher': was trained on images of 28 pixels"),
+        ("stages.hinton.data=other", "stages.hinton.teacher: 'teacher': was trained on images of 28 pixels"),
+        ("stages.student={run: assemble, from: transfer, kd: {teacher: strange}}",
+         "stages.student.kd.teacher: 'strange': was trained on images of 8 pixels, but whole, this stage's data,"),
+        ("data.whole={name: cifar100}",
+         "stages.hinton.teacher: 'teacher': was trained on images of 100 classes, but other"),
+    ],
+)  # fmt: skip
+def test_networks_are_read_for_images_of_the_kind_they_were_trained_on(
+    errors: Wrong, full: str, override: str, where: str
+) -> None:
+    other = "cifar10" if "cifar" in override else "digits"
+    more = ["stages.hinton.data=other"] if "cifar" in override else []
+    models = "models.tiny={name: vit, width: 16, depths: [1], patch: 2}"
+    strange = "stages.strange={run: train, model: tiny, data: other}"
+    found = errors(full, f"data.other={{name: {other}}}", models, strange, override, *more)
+    assert any(where in line for line in found), found
+
+
+def test_what_fits_is_accepted(recipe: Read, full: str) -> None:
+    """Going on with other images is what `run: train` adapts to, and two verdicts may measure the same stage."""
+    moved = ["data.other={name: cifar10}", "stages.moved={run: train, from: teacher, data: other}"]
+    second = "stages.second={run: evaluate, of: [student], on: [fashion-mnist-c]}"
+    folded = ["stages.folded={run: assemble, from: imitate, stitches: fold}", "stages.student.stitches=keep"]
+    recipe(full, *moved, second, *folded)
 
 
 def test_hinton_kd_asks_for_no_equal_shapes(recipe: Read, full: str) -> None:

@@ -31,6 +31,7 @@ def test_a_shipped_recipe_tells_its_command_and_its_result(name: str) -> None:
     assert text.startswith("# ")
     assert f"modnet train {name}" in text or f"modnet {name} " in text
     assert "# Measured:" in text
+    assert "(to be filled)" not in text
 
 
 def test_names_are_unique() -> None:

@@ -19,13 +19,14 @@ def test_every_reduction_is_told(recipe: Read) -> None:
     assert "stages.student.epochs: 25 -> 1" in told
     assert "stages.meta.batch: 128 -> 32" in told
     assert "stages.verdict.batch: 512 -> 64" in told
+    assert "stages.verdict.limit: null -> 64" in told
 
 
 def test_sizes_and_steps_change_and_nothing_else(recipe: Read) -> None:
     big, small = recipe(), recipe(smoke=True)
     assert list(big.stages) == list(small.stages)
     changed = {line.split(":")[0].rsplit(".", 1)[1] for line in small.reductions}
-    assert changed == {"per_class", "width", "heads", "depths", "epochs", "batch"}
+    assert changed == {"per_class", "width", "heads", "depths", "epochs", "batch", "limit"}
     for name, stage in big.stages.items():
         assert type(small.stages[name]) is type(stage)
         assert inputs_of(small.stages[name], small) == inputs_of(stage, big)
@@ -35,6 +36,10 @@ def test_a_stage_that_does_not_train_still_does_not(recipe: Read, full: str) -> 
     stage = recipe(full, "stages.teacher.epochs=0", smoke=True).stages["teacher"]
     assert isinstance(stage, TrainingStage)
     assert stage.epochs == 0
+
+
+def test_a_limit_that_is_smaller_stays(recipe: Read, full: str) -> None:
+    assert recipe(full, "stages.verdict.limit=10", smoke=True).stages["verdict"].limit == 10  # type: ignore[attr-defined]
 
 
 def test_warm_up_counted_in_steps_is_shortened(recipe: Read, full: str) -> None:

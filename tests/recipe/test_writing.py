@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modnet.recipe import load_recipe, shipped_recipes, stage_keys
+from modnet.recipe.writing import resolved
 from tests.recipe.conftest import Read
 
 
@@ -33,12 +34,12 @@ def test_texts_that_look_like_numbers_stay_texts(recipe: Read, full: str) -> Non
 
 
 def test_every_default_is_written_out(recipe: Read) -> None:
-    resolved = recipe().resolved()
-    assert resolved["models"]["thin"]["mlp_ratio"] == 4.0
-    assert resolved["stages"]["student"]["from"] == "transfer"
-    assert resolved["stages"]["meta"]["optimizer"]["others"]["lr"] == 3e-3
-    assert "defaults" not in resolved
-    assert "seed" not in resolved["stages"]["student"], "an unpinned seed stays unpinned"
+    written = resolved(recipe())
+    assert written["models"]["thin"]["mlp_ratio"] == 4.0
+    assert written["stages"]["student"]["from"] == "transfer"
+    assert written["stages"]["meta"]["optimizer"]["others"]["lr"] == 3e-3
+    assert "defaults" not in written
+    assert "seed" not in written["stages"]["student"], "an unpinned seed stays unpinned"
 
 
 def test_a_manifest_holds_what_a_stage_names(recipe: Read) -> None:

@@ -62,17 +62,23 @@ def test_a_hybrid_of_the_hosts_own_module_is_the_host() -> None:
         assert torch.equal(hybrid(host, host[i].cloned(), i)(x), host(x))
 
 
-def test_one_step_of_a_hybrid_changes_its_module_alone() -> None:
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_one_step_of_a_hybrid_changes_its_module_alone(i: int) -> None:
     host, target = small((1, 1, 1)), small((2, 2, 2), seed=1)
     before = {name: t.clone() for name, t in host.state_dict().items()}
-    mixed = hybrid(host, target[1], 1)
+    started = {name: t.clone() for name, t in target.state_dict().items()}
+    mixed = hybrid(host, target[i], i).train()
     optimizer = torch.optim.SGD([p for p in mixed.parameters() if p.requires_grad], lr=0.1)
     mixed(torch.randn(2, 1, 8, 8)).square().mean().backward()
     optimizer.step()
-    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in target[1].parameters()}
+    assert {id(p) for g in optimizer.param_groups for p in g["params"]} == {id(p) for p in target[i].parameters()}
+    names = {id(p): name for name, p in target.named_parameters()}
+    moved = {name for name, t in target.state_dict().items() if not torch.equal(t, started[name])}
+    assert moved <= {names[id(p)] for p in target[i].parameters()}
+    assert len(moved) > 10
     assert all(torch.equal(t, before[name]) for name, t in host.state_dict().items())
     assert all(p.grad is None for p in host.parameters())
-    assert all(p.grad is not None for p in target[1].parameters())
+    assert all(p.grad is not None for p in target[i].parameters())
 
 
 def test_without_stitches_of_a_plain_chain_is_the_chain() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modnet.chain import Chain, Port, describe, rebuild
+from modnet.chain import Chain, Pass, Port, describe, rebuild
 from modnet.errors import RequestError
 from modnet.models.vit import vit
 from modnet.recipe.models import ViT
-from modnet.surgery import assemble, fold_stitches, stitched, transplant, without_stitches
+from modnet.surgery import assemble, fold_stitches, least_squares_stitch, stitched, without_stitches
 from modnet.surgery.stitching import foldable
 
 IMAGE = Port.of("image", channels=1, size=8)
@@ -66,26 +66,39 @@ def test_a_norm_between_stitches_does_not_fold() -> None:
     assert len(fold_stitches(assemble(taught)).leaves) == len(assemble(taught).leaves)
 
 
-def test_transplant_drops_stitches_and_loads_everything_else() -> None:
-    taught, network = students("ln-linear"), small(8, 5)
-    report = transplant(taught, network)
-    kept = without_stitches(Chain([leaf for student in taught for leaf in student.leaves]))
-    assert all(
-        torch.equal(a, b) for a, b in zip(kept.state_dict().values(), network.state_dict().values(), strict=True)
-    )
-    assert len(report.loaded) == len(network.state_dict())
-    assert len(report.dropped) == 4 * 4
-    assert report.left == []
+def test_without_stitches_a_student_is_its_module_again() -> None:
+    student = small(8, 1)
+    for i, module in enumerate(student):
+        assert without_stitches(stitched(module, small(12, 0), i)).leaves == module.leaves
 
 
-def test_transplant_into_another_shape_changes_nothing() -> None:
-    network = small(16, 5)
-    before = {name: t.clone() for name, t in network.state_dict().items()}
-    with pytest.raises(RequestError, match="cannot be loaded"):
-        transplant(students("linear"), network)
-    with pytest.raises(RequestError, match="do not fill"):
-        transplant(students("linear"), small(8, 5, depths=(1, 1, 1)))
-    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+def test_a_least_squares_stitch_finds_the_map_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 10, 5, generator=generator)
+    weight, bias = torch.randn(3, 5, generator=generator), torch.randn(3, generator=generator)
+    stitch = least_squares_stitch(x, x @ weight.T + bias, prefix=1, grid=(3, 3))
+    torch.testing.assert_close(stitch.fc.weight.detach(), weight, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stitch.fc.bias.detach(), bias, atol=1e-5, rtol=1e-5)
+    assert stitch.gives == Port.of("tokens", width=3, prefix=1, grid=(3, 3))
+    assert all(p.requires_grad for p in stitch.parameters())
+
+
+def test_no_stitch_near_the_least_squares_one_is_closer() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(20, 4, width, generator=generator, dtype=torch.float64) for width in (5, 3))
+    stitch = least_squares_stitch(x, y)
+
+    def residual() -> float:
+        return (stitch(x, Pass()) - y).square().sum().item()
+
+    best = residual()
+    for _ in range(10):
+        state = {name: tensor.clone() for name, tensor in stitch.state_dict().items()}
+        with torch.no_grad():
+            for parameter in stitch.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=1e-3)
+        assert residual() > best
+        stitch.load_state_dict(state)
 
 
 def test_another_token_grid_is_refused_with_the_reason() -> None:
