@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/modnet train fashion-mnist/demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

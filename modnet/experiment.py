@@ -140,13 +140,14 @@ def stages_for(recipe: Recipe, verb: str | None) -> list[str]:
 def announce(session: Session, wanted: list[str]) -> None:
     """Say what is there already and what is to do."""
     recipe, console = session.recipe, session.console
-    console.print(f"[bold]{recipe.name}[/bold], seed {recipe.seed}: {recipe.description()}", highlight=False)
+    console.print(f"[bold]{recipe.name}[/bold], seed {recipe.seed}: {recipe.description()}", highlight=False, soft_wrap=True)
     for line in recipe.reductions:
         console.print(f"  smoke: {line}", highlight=False)
+    width = max(map(len, wanted))
     for name in wanted:
         done = session.store.is_done(session.keys[name])
         state = "[green]done[/green]" if done else "to do"
-        console.print(f"  {name:<14} {recipe.stages[name].run:<9} {session.keys[name][:8]}  {state}", highlight=False)
+        console.print(f"  {name:<{width}}  {recipe.stages[name].run:<9} {session.keys[name][:8]}  {state}", highlight=False)
 
 
 def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
