@@ -48,7 +48,7 @@ class Session:
 
     def say(self, text: str) -> None:
         """Print a message below the stage that it is about."""
-        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
 
 def run(
@@ -140,14 +140,16 @@ def stages_for(recipe: Recipe, verb: str | None) -> list[str]:
 def announce(session: Session, wanted: list[str]) -> None:
     """Say what is there already and what is to do."""
     recipe, console = session.recipe, session.console
-    console.print(f"[bold]{recipe.name}[/bold], seed {recipe.seed}: {recipe.description()}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{recipe.name}[/bold], seed {recipe.seed}: {recipe.description()}", highlight=False)
     for line in recipe.reductions:
         console.print(f"  smoke: {line}", highlight=False)
     width = max(map(len, wanted))
     for name in wanted:
         done = session.store.is_done(session.keys[name])
         state = "[green]done[/green]" if done else "to do"
-        console.print(f"  {name:<{width}}  {recipe.stages[name].run:<9} {session.keys[name][:8]}  {state}", highlight=False)
+        console.print(
+            f"  {name:<{width}}  {recipe.stages[name].run:<9} {session.keys[name][:8]}  {state}", highlight=False
+        )
 
 
 def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
@@ -211,7 +213,8 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     images = sum(outcome.images for outcome in outcomes) / len(outcomes)
     seconds = sum(outcome.seconds for outcome in outcomes)
     scores = "  ".join(f"{found['top1']:.2f}" for found in metrics.values())
-    session.console.print(f"  [green]{name}[/green]: val top-1 {scores} % after {seconds:.0f} s", highlight=False)
+    measured = "val top-1" if len(metrics) == 1 else "val top-1 of the hybrids"
+    session.console.print(f"  [green]{name}[/green]: {measured} {scores} % after {seconds:.0f} s", highlight=False)
     return {
         **kept.facts,
         "seconds": seconds,

@@ -48,7 +48,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print one message."""
         if self.console is not None:
-            self.console.print(f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{self.title}: {text}", markup=False, highlight=False, soft_wrap=not self.console.is_terminal
+            )
 
     def say_once(self, text: str) -> None:
         """Print a message that holds for several stages, the first time only."""
