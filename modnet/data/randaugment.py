@@ -29,6 +29,7 @@ class RandAugment(Pixels):
         self.ops, self.m, self.std = ops, m, std
 
     def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to the same; each sample's operations and magnitudes follow from the key and its id."""
         names = ("identity", *TONES, *MOVES, *(FILTERS if images.shape[1] == 3 else FILTERS[:1]))
         for turn in range(self.ops):
             which, level = self.draw(key.fold(turn), ids, len(names))

@@ -103,6 +103,7 @@ class _Tally:
         self.bins = torch.zeros(3, BINS, dtype=torch.float64)  # images, hits, confidence
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (b, classes), labels (b,)."""
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         confidence = logits.softmax(dim=1).amax(dim=1).double()
@@ -115,6 +116,7 @@ class _Tally:
         self.bins.index_add_(1, place, rows)
 
     def scores(self) -> Scores:
+        """The scores of all that was counted; raises ValueError if nothing was."""
         if self.count == 0:
             raise ValueError("there is no image to score")
         _, hits, confidence = self.bins

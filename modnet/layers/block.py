@@ -41,6 +41,7 @@ class Block(Module):
         initialise_linears(self)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """Tokens (B, N, width) to the same; in training a sample may skip a branch."""
         factor = survival(self, self.drop_path, x, ctx, branches=2)
         if factor is None:
             x = x + self.attn(self.norm1(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -107,7 +107,6 @@ class Method:
     """How one kind of stage learns: it gives jobs to the trainer and says what to keep; it never loops itself."""
 
     stage: TrainingStage
-    description: ClassVar[str] = ""
 
     def __init__(self, stage: Any, inputs: Inputs) -> None:
         self.stage, self.inputs = stage, inputs

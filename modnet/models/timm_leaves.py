@@ -132,6 +132,7 @@ class TimmStem(_Part):
         self.late_tokens = model.no_embed_class
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """Images (B, C, H, W) to tokens (B, prefix + N, width)."""
         tokens: Tensor = self.patch_embed(x)
         prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.late_tokens and self.pos_embed is not None:

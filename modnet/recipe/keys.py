@@ -49,6 +49,7 @@ class _Canonical:
         self.recipe, self.fingerprints, self.keys = recipe, fingerprints, keys
 
     def params(self, params: Params, registry: Registry | None = None, skip: str = "") -> dict[str, Any]:
+        """All fields but ``skip`` and those marked ``Unkeyed``; a registered name stands for what it is a preset of."""
         cls = type(params)
         out = {}
         for name in cls.model_fields:
@@ -59,6 +60,7 @@ class _Canonical:
         return out
 
     def value(self, cls: type[Params], name: str, value: Any) -> Any:
+        """What stands for the value of a field ``name`` of ``cls``."""
         choice, ref = marker(cls, name, Choice), marker(cls, name, Ref)
         if isinstance(value, tuple | list):
             return [self.value(cls, name, item) for item in value]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,9 @@ def _text(path: Path) -> str:
 
 
 def _display(path: Path) -> str:
-    """The path as a user would write it: relative where that is shorter."""
-    relative = os.path.relpath(path)
-    return min(str(path), relative, key=len)
+    """The path as a user would write it: relative to where they stand if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path)
 
 
 def _check(document: Document, parts: Parts) -> None:
