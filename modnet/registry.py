@@ -274,6 +274,7 @@ def plugin(
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register one function; what takes its place can also be called with its typed parameters first."""
         params = _params_of(function, name)
 
         @wraps(function)

@@ -55,6 +55,7 @@ def step(repeats: int) -> list[Comparison]:
     images = dataset.normalise(dataset.train.images)
 
     def ours() -> None:
+        """A job of one epoch, checkpoint and metrics log included."""
         chain = network(48, (1, 1, 1, 1))
         track = Track(TRACK, chain, settings.optimizer, settings.schedule)
         batches = TrainBatches(dataset, BATCH, Key.of(0))
