@@ -1,12 +1,13 @@
-"""``run: distill`` in its three forms."""
+"""``run: distill`` in its four forms."""
 
 from __future__ import annotations
 
+from modnet.methods.alignment import Alignment
 from modnet.methods.base import Inputs, Method
 from modnet.methods.features import FeatureM2m
 from modnet.methods.m2mkd import M2mKD
 from modnet.methods.supervised import Hinton
-from modnet.recipe.stages import Distill, Features, HintonKD, M2mkd
+from modnet.recipe.stages import Align, Distill, Features, HintonKD, M2mkd
 
 
 def method(stage: Distill, inputs: Inputs) -> Method:
@@ -15,5 +16,7 @@ def method(stage: Distill, inputs: Inputs) -> Method:
         return M2mKD(stage, inputs)
     if isinstance(stage, HintonKD):
         return Hinton(stage, inputs)
+    if isinstance(stage, Align):
+        return Alignment(stage, inputs)
     assert isinstance(stage, Features)
     return FeatureM2m(stage, inputs)

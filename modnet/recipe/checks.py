@@ -12,7 +12,18 @@ from modnet.recipe.models import TIMM_MODULES
 from modnet.recipe.problems import Path
 from modnet.recipe.references import Named, resolve_suite
 from modnet.recipe.sources import Source
-from modnet.recipe.stages import Assemble, Distill, Evaluate, Features, Incubate, M2mkd, Stage, Train, TrainingStage
+from modnet.recipe.stages import (
+    Align,
+    Assemble,
+    Distill,
+    Evaluate,
+    Features,
+    Incubate,
+    M2mkd,
+    Stage,
+    Train,
+    TrainingStage,
+)
 from modnet.registry import DATA, Params
 
 IMAGES = {"size": "pixels", "channels": "channels", "classes": "classes"}  # what a network is built for, by fact
@@ -136,6 +147,10 @@ def _distill(checker: Checker, stage: Distill) -> None:
         checker.same_tokens(teacher, meta)
         if stage.stitch == "identity":
             checker.same_width(student, meta, "`stitch: identity` changes no width")
+    if isinstance(stage, Align):
+        checker.same_modules(student, teacher)
+        checker.same_width(student, teacher, "each teacher module takes the place of a meta module")
+        checker.same_tokens(student, teacher)
     if isinstance(stage, Features):
         checker.same_modules(student, teacher)
         checker.same_tokens(student, teacher)

@@ -10,6 +10,7 @@ from modnet.errors import RequestError
 from modnet.recipe import models, sources  # noqa: F401  (they register what recipes may name)
 from modnet.recipe.checks import check_stage
 from modnet.recipe.document import Document, read
+from modnet.recipe.metas import expand_metas
 from modnet.recipe.overrides import apply
 from modnet.recipe.plugins import load_plugins
 from modnet.recipe.problems import RecipeError
@@ -36,6 +37,7 @@ def load_recipe(
         apply(document, override)
     single_stage(document)
     plugins = load_plugins(document, path.parent)
+    expand_metas(document)
     parts = read_parts(document)
     _check(document, parts)
     title, own_seed = _title(document, path), _seed(document)

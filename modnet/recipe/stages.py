@@ -85,10 +85,10 @@ Norm = Literal["numel", "batchmean"]
 
 
 class Distill(TrainingStage):
-    """Distil a teacher into a student: m2mkd, kd (whole networks) or features."""
+    """Distil a teacher into a student: m2mkd, kd (whole networks), features, or align (a meta for m2mkd)."""
 
     run: Literal["distill"] = "distill"
-    method: Literal["m2mkd", "kd", "features"]
+    method: Literal["m2mkd", "kd", "features", "align"]
     student: ModelRef
     teacher: NetworkRef
 
@@ -136,6 +136,17 @@ class Features(Distill):
     fused: Annotated[bool, Unkeyed()] = True
 
 
+class Align(Distill):
+    """Block-wise distillation of a meta network whose modules and the teacher's can stand in each other's place."""
+
+    gives: ClassVar[Gives] = "network"
+    method: Literal["align"] = "align"
+    mix: Fraction = 0.5  # of the inputs of each module: the share that the student's own modules before it give
+    alpha: Fraction = 0.9  # of the last module's loss: weight of the teacher's term against the labels
+    tau: PositiveFloat = 2.0
+    kd_norm: Norm = "batchmean"
+
+
 class Teaching(Logits):
     """A teacher's logits beside the labels, while a network is fine-tuned."""
 
@@ -172,7 +183,7 @@ class Evaluate(Stage):
     throughput: bool = True  # whether images a second are measured as well
 
 
-DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features}
+DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features, "align": Align}
 
 VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
 VERBS.register("incubate", Incubate, "modnet.methods.incubation:Incubation")
