@@ -2,6 +2,10 @@
 
 Source: Lo et al. 2024, arXiv 2402.16918. With h the meta's output before module i, M the meta's tail after it:
 t = M(T_i(h)) without gradient, s = M(post(S_i(pre(h)))), loss = (1 − α) · base(s, y) + α · distillation(s, t).
+
+Logits say little about what a module must hand to the next one, so modules that are good in the meta need not fit each
+other. ``hint`` adds the distance of post(S_i(pre(h))) to T_i(h) itself (Romero et al. 2015, FitNets), for every module
+but the last, whose output are logits.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modnet.chain import Chain
 from modnet.engine.batch import Batch
@@ -28,18 +33,21 @@ class M2mkdObjective(ModuleObjective):
     ) -> None:
         super().__init__(meta, modules)
         self.kd, self.smoothing = kd, kd.label_smoothing if smoothing is None else smoothing
+        self.last = len(meta) - 1
         for i in self.places:  # raises PortMismatch here rather than in the first step
             _ = meta[:i] + teacher[i] + meta[i + 1 :]
         self.teachers = nn.ModuleDict({str(i): teacher[i].frozen() for i in self.places})
 
     def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
-        """(1 − α) · base + α · distillation at the end of the meta's tail."""
+        """(1 − α) · base + α · distillation at the end of the meta's tail, and the hint before it."""
         kd, tail = self.kd, self.tails[str(i)]
         logits = tail(given)
         with torch.no_grad():
-            target = tail(self.teachers[str(i)](flowing[i]))
+            taught = self.teachers[str(i)](flowing[i])
+            target = tail(taught)
         term = kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm)
-        return blend(base_loss(batch, logits, self.smoothing), term, kd.alpha)
+        loss = blend(base_loss(batch, logits, self.smoothing), term, kd.alpha)
+        return loss + kd.hint * F.smooth_l1_loss(given, taught) if kd.hint and i < self.last else loss
 
 
 class M2mKD(ModulewiseMethod):

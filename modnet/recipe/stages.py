@@ -4,7 +4,15 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+)
 
 from modnet.recipe.fields import Choice, Gives, NoDefault, Ref, Unkeyed
 from modnet.recipe.training import BelowOne, Fraction, Muon, Schedule
@@ -103,6 +111,7 @@ class M2mkd(Distill):
     tau: PositiveFloat = 1.0
     kind: Literal["soft", "hard"] = "soft"
     kd_norm: Norm = "numel"
+    hint: NonNegativeFloat = 0.0  # weight of the distance to the teacher module's own output; 0: logits alone
     stitch: Stitch = "ln-linear"
     fused: Annotated[bool, Unkeyed()] = True
 
