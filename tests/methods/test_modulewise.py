@@ -85,6 +85,19 @@ def test_alpha_zero_is_incubation_and_norms_differ_by_the_classes(tiny: Callable
         assert torch.allclose(3 * small[name], large[name])
 
 
+def test_a_hint_adds_the_distance_to_the_teacher_modules_own_output(tiny: Callable[..., Chain]) -> None:
+    meta, teacher = tiny().eval(), tiny(depths=(2, 2, 2), seed=1).eval()
+    students = {i: stitched(m, meta, i) for i, m in enumerate(tiny(seed=2, width=8))}
+    plain = M2mkdObjective(meta, teacher, students, m2mkd())(batch(), Pass())
+    hinted = M2mkdObjective(meta, teacher, students, m2mkd(hint=0.5))(batch(), Pass())
+    entering = batch().x
+    for i in range(2):
+        distance = F.smooth_l1_loss(students[i](entering), teacher[i](entering))
+        assert torch.allclose(hinted[f"module{i}"], plain[f"module{i}"] + 0.5 * distance)
+        entering = meta[i](entering)
+    assert torch.equal(hinted["module2"], plain["module2"])
+
+
 def test_feature_loss_is_the_distance_to_the_teachers_own_features(tiny: Callable[..., Chain]) -> None:
     teacher = tiny(depths=(2, 2, 2), seed=1).eval()
     students = {i: stitched(m, teacher, i, "linear") for i, m in enumerate(tiny(seed=2, width=8))}
