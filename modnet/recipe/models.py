@@ -80,7 +80,7 @@ class Timm(Params):
 
     @property
     def model(self) -> str:
-        """timm's own name of the model, with its tag if one was given."""
+        """Timm's own name of the model, with its tag if one was given."""
         return TIMM_NAMES.get(self.name, self.name.removeprefix("timm:"))
 
     @model_validator(mode="after")
