@@ -26,8 +26,9 @@ from modnet.randomness import Key
 class Port:
     """What flows between two leaves: a kind and its dimensions; a dimension that is None fits any.
 
-    Kinds: ``image(channels, size)``, ``tokens(width, prefix, grid)``, ``ids(vocab)``, ``state(width, slots)``,
-    ``features(width)``, ``logits(classes, per)``, ``branches(of)``.
+    Kinds: ``image(channels, size)``, ``tokens(width, prefix, grid)``, ``maps(channels, height, width)`` (feature maps
+    of a convolutional network, sizes in cells), ``ids(vocab)``, ``state(width, slots)``, ``features(width)``,
+    ``logits(classes, per)``, ``branches(of)``.
     """
 
     kind: str

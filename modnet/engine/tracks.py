@@ -36,8 +36,15 @@ class LiveTrack:
         self._rates = [
             schedule(track.schedule, total, per_epoch, group["base_lr"]) for group in self.optimizer.param_groups
         ]
-        self.average = [p.detach().clone() for p in self.params] if self.decay is not None else None
+        self.followed = self._followed()
+        self.average = [t.detach().clone() for t in self.followed.values()] if self.decay is not None else None
         self.best: Tensors = {}
+
+    def _followed(self) -> Tensors:
+        """What is averaged, by name: the parameters, and running statistics (BatchNorm's), which belong to them."""
+        state = self.chain.state_dict(keep_vars=True)
+        floating = {name: t for name, t in state.items() if not isinstance(t, nn.Parameter) and t.is_floating_point()}
+        return {**self.named, **floating}
 
     @property
     def lr(self) -> float:
@@ -56,7 +63,7 @@ class LiveTrack:
             # The first steps count more than the decay says, else the initial weights stay in short runs.
             decay = min(self.decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.params, 1 - decay)
+                torch._foreach_lerp_(self.average, list(self.followed.values()), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -73,8 +80,9 @@ class LiveTrack:
     @torch.no_grad()
     def _exchange(self) -> None:
         assert self.average is not None
-        kept = [p.detach().clone() for p in self.params]
-        torch._foreach_copy_(self.params, self.average)
+        standing = [t.detach() for t in self.followed.values()]
+        kept = [t.clone() for t in standing]
+        torch._foreach_copy_(standing, self.average)
         torch._foreach_copy_(self.average, kept)
 
     def give(self, best: bool) -> None:
@@ -91,7 +99,7 @@ class LiveTrack:
 
     def weights(self) -> Tensors:
         """The chain's tensors, and the averages under ``ema:name``."""
-        average = zip(self.named, self.average or [], strict=False)
+        average = zip(self.followed, self.average or [], strict=False)
         return self.chain.state_dict() | {f"ema:{name}": tensor for name, tensor in average}
 
     def optimizer_state(self) -> Tensors:
@@ -103,7 +111,7 @@ class LiveTrack:
         """Put tensors back where name and shape fit; the names that did not, on either side, are returned."""
         own = self.chain.state_dict()
         if self.average is not None:
-            own |= {f"ema:{name}": tensor for name, tensor in zip(self.named, self.average, strict=True)}
+            own |= {f"ema:{name}": tensor for name, tensor in zip(self.followed, self.average, strict=True)}
         fitting = [name for name in own if name in weights and own[name].shape == weights[name].shape]
         for name in fitting:
             own[name].copy_(weights[name])
@@ -114,7 +122,7 @@ class LiveTrack:
         """Go on from another job's tensors; averages begin anew at its weights."""
         left = self.load({k: v for k, v in weights.items() if not k.startswith("ema:")}, optimizer)
         if self.average is not None:
-            torch._foreach_copy_(self.average, [p.detach() for p in self.params])
+            torch._foreach_copy_(self.average, [t.detach() for t in self.followed.values()])
         return [name for name in left if not name.startswith("ema:")]
 
     @torch.no_grad()

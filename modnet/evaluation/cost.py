@@ -61,7 +61,7 @@ def on_meta(chain: Chain) -> Chain:
 
 
 def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> Tensor:
-    """Zeros shaped like ``batch`` inputs of an image or tokens port.
+    """Zeros shaped like ``batch`` inputs of an image, tokens or maps port.
 
     Raises ValueError for another kind of port, or one whose sizes are open.
     """
@@ -70,7 +70,9 @@ def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> T
     if port.kind == "tokens" and None not in (port["width"], port["prefix"], port["grid"]):
         down, across = port["grid"]
         return torch.zeros(batch, port["prefix"] + down * across, port["width"], device=device)
-    raise ValueError(f"an example input needs an image or tokens port with all sizes, not {port}")
+    if port.kind == "maps" and None not in (port["channels"], port["height"], port["width"]):
+        return torch.zeros(batch, port["channels"], port["height"], port["width"], device=device)
+    raise ValueError(f"an example input needs an image, tokens or maps port with all sizes, not {port}")
 
 
 def _counter() -> FlopCounterMode:

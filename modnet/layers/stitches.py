@@ -87,7 +87,8 @@ def stitch_between(kind: str, takes: Port, gives: Port) -> Module:
         if None not in (takes[name], gives[name]) and takes[name] != gives[name]:
             raise RequestError(
                 f"a stitch changes only the width of tokens, but {takes} and {gives} differ "
-                f"in {name}; build both networks for the same patch size and class token"
+                f"in {name}; put a Resample between them (modnet.surgery.stitched does), or build both networks "
+                "for the same patch size and class token"
             )
     prefix = gives["prefix"] if takes["prefix"] is None else takes["prefix"]
     grid = gives["grid"] if takes["grid"] is None else takes["grid"]

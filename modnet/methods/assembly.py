@@ -48,8 +48,7 @@ class Assembly(WholeMethod):
                 f"stitches: fold needs linear stitches at every joint of {stage.from_!r}; distil with stitch: linear, "
                 "or assemble with stitches: drop or keep"
             )
-        folded = fold_stitches(network)
-        return folded, f"{len(network.leaves) - len(folded.leaves)} pairs of stitches folded into one matrix each"
+        return fold_stitches(network), f"{len(self.modules) - 1} pairs of stitches folded into one matrix each"
 
     def model_name(self, stage: Assemble) -> str:
         """The name of the model whose modules were trained."""

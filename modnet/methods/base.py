@@ -15,12 +15,14 @@ from modnet.data.loaders import TrainBatches
 from modnet.engine.artifacts import load_chain
 from modnet.engine.job import Job, Metrics, Track
 from modnet.errors import RequestError
+from modnet.layers.adapters import see
 from modnet.layers.drop_path import set_drop_path
 from modnet.randomness import Key
 from modnet.recipe import Recipe
 from modnet.recipe.stages import TrainingStage
 from modnet.registry import MODELS, Params
 from modnet.store import Store
+from modnet.surgery.bridging import width_of
 from modnet.surgery.stitching import stitched
 from modnet.surgery.transplant import Family, family_of
 
@@ -67,9 +69,9 @@ class Inputs:
         return self.store.folder(self.keys[stage])
 
     def network(self, name: str, dataset: Dataset, key: Key) -> Chain:
-        """The trained network of an earlier stage, or a model that brings its own weights."""
+        """The trained network of an earlier stage, or a model that brings its own weights, for a data set's images."""
         if name in self.recipe.stages:
-            return self.stored(name, NETWORK)
+            return see(self.stored(name, NETWORK), dataset.mean, dataset.std)
         return self.fresh(name, dataset, key)
 
     def modules(self, name: str) -> list[Chain]:
@@ -87,7 +89,7 @@ def build(params: Params, dataset: Dataset, key: Key) -> Chain:
     with key.forked():
         builder = MODELS.get(str(params.name)).resolve()  # type: ignore[attr-defined]
         chain: Chain = builder(params, dataset.port, len(dataset.classes))
-    return chain
+    return see(chain, dataset.mean, dataset.std)
 
 
 def module_name(index: int) -> str:
@@ -157,9 +159,8 @@ def student_modules(stage: Any, inputs: Inputs, dataset: Dataset, host: Chain, k
 
 
 def host_width(host: Chain, i: int) -> int:
-    """The width of the tokens around a host's module, 0 where none flow."""
-    ports = [port for port in (host[i].takes, host[i].gives) if port is not None and port.kind == "tokens"]
-    return int(ports[0]["width"]) if ports else 0
+    """The width of the features around a host's module, 0 where none flow."""
+    return width_of(host[i].takes) or width_of(host[i].gives)
 
 
 def same_count(**networks: Chain) -> int:

@@ -11,6 +11,7 @@ from modnet.errors import RequestError
 from modnet.evaluation.cost import cost
 from modnet.evaluation.shift import SuiteScores, measure_suite
 from modnet.evaluation.throughput import throughput
+from modnet.layers.adapters import see
 from modnet.methods.base import BEFORE, NETWORK, Inputs
 from modnet.methods.costs import stage_costs
 from modnet.recipe import resolve_suite
@@ -61,14 +62,14 @@ class Evaluation:
         """A network's scores on a suite; raises RequestError if they do not fit each other."""
         fits(network, suite)
         self.inputs.say(f"measuring {name} on {suite.name}")
-        return measure_suite(network, suite, self.stage.batch)
+        return measure_suite(seeing(network, suite), suite, self.stage.batch)
 
     def before(self, name: str, suite: Suite) -> Row:
         """Top-1 of an assembled network before it was fine-tuned."""
         if not (self.inputs.folder(name) / f"{BEFORE}.json").exists():
             return {}
         assembled = self.inputs.stored(name, BEFORE)
-        return {"before": measure_suite(assembled, suite, self.stage.batch).mean.top1}
+        return {"before": measure_suite(seeing(assembled, suite), suite, self.stage.batch).mean.top1}
 
     def costs(self, name: str, network: Chain, port: Port) -> Row:
         """Size, training cost and, if asked for, speed."""
@@ -76,6 +77,11 @@ class Evaluation:
         speed = {"images_per_second": throughput(network, port)} if self.stage.throughput else {}
         sizes = {"parameters": counted.parameters, "macs": counted.macs}
         return {**sizes, **stage_costs(name, self.inputs), **speed}
+
+
+def seeing(network: Chain, suite: Suite) -> Chain:
+    """The network; where it adapts its images, from those of the suite's data set."""
+    return see(network, suite.dataset.mean, suite.dataset.std)
 
 
 def fits(network: Chain, suite: Suite) -> None:

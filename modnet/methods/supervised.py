@@ -15,9 +15,11 @@ from modnet.engine.losses import base_loss, blend, kd_term
 from modnet.errors import RequestError
 from modnet.evaluation.accuracy import measure
 from modnet.evaluation.cost import training_flops
+from modnet.layers.adapters import see
 from modnet.methods.base import NETWORK, Inputs, Kept, Method
 from modnet.recipe.stages import HintonKD, Teaching, Train
 from modnet.surgery.adapting import adapt
+from modnet.surgery.freezing import only_head
 
 TRACK = "network"
 
@@ -74,7 +76,10 @@ class WholeMethod(Method):
 
 
 class Supervised(WholeMethod):
-    """``run: train``: from scratch, or going on from an earlier stage with its optimizer's state."""
+    """``run: train``: from scratch, or going on from an earlier stage with its optimizer's state.
+
+    ``tune: head`` trains the last leaf alone: a linear probe, whose frozen front part also keeps its statistics.
+    """
 
     def __init__(self, stage: Train, inputs: Inputs) -> None:
         super().__init__(stage, inputs)
@@ -86,11 +91,13 @@ class Supervised(WholeMethod):
             self.key = self.key.fold(inputs.keys[stage.from_])  # other shuffles and draws than the earlier stage had
             earlier, classes = inputs.stored(stage.from_, NETWORK), len(self.dataset.classes)
             adapted, changes = adapt(earlier, self.dataset.port, classes, stage.on_mismatch, self.key)
-            self.chain = adapted.to(inputs.device)
+            self.chain = see(adapted.to(inputs.device), self.dataset.mean, self.dataset.std)
             for change in changes:
                 inputs.say(change)
             self.adapted = bool(changes)
         self.with_drop_path(self.chain)
+        if stage.tune == "head":
+            self.chain = only_head(self.chain)
 
     def jobs(self) -> list[Job]:
         """One job; it starts from the earlier stage's last checkpoint if the network is unchanged."""

@@ -31,18 +31,14 @@ def skeleton(name: str, channels: int, size: int, classes: int) -> Any:
     Raises RequestError for a name that timm does not know, for a model that is not a plain stem, blocks and head, and
     for images that do not divide into its patches.
     """
-    bare = name.partition(".")[0]
-    if not timm.is_model(bare):
-        close = difflib.get_close_matches(bare, timm.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(f'timm:{c}' for c in close)}?" if close else ""
-        raise RequestError(f"timm {timm.__version__} has no model called {bare!r}{hint}")
+    known(name)
     try:
         with torch.device("meta"):
             model: Any = create(name, channels, size, classes)
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         raise RequestError(
-            f"timm:{name} is no Vision Transformer, or cannot be built for {size} x {size} images "
-            f"with {channels} channels: {error}"
+            f"timm:{name} is no Vision Transformer, ResNet, EfficientNet or ConvNeXt, or cannot be built for "
+            f"{size} x {size} images with {channels} channels: {error}"
         ) from error
     _refuse_others(name, model)
     patch = model.patch_embed.patch_size[0]
@@ -52,6 +48,16 @@ def skeleton(name: str, channels: int, size: int, classes: int) -> Any:
             f"{size} x {size} images; resize them to a multiple of {patch}, or use another model"
         )
     return model
+
+
+def known(name: str) -> str:
+    """A model's name without its tag; raises RequestError with the nearest names if timm has no such model."""
+    bare = name.partition(".")[0]
+    if not timm.is_model(bare):
+        close = difflib.get_close_matches(bare, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(f'timm:{c}' for c in close)}?" if close else ""
+        raise RequestError(f"timm {timm.__version__} has no model called {bare!r}{hint}")
+    return bare
 
 
 def create(name: str, channels: int, size: int, classes: int, **options: Any) -> nn.Module:
@@ -78,22 +84,24 @@ def _refuse_others(name: str, model: Any) -> None:
         )
 
 
-class _Part(Module):
-    """What the three leaves share: parts of a skeleton, on real storage, freshly drawn."""
+class TimmPart(Module):
+    """What all leaves of timm's parts share: parts of a skeleton, on real storage, freshly drawn."""
 
     def _adopt(self, source: nn.Module, *names: str) -> None:
         """Take children and parameters of ``source`` under their own names; None stays None."""
         for name in names:
-            part = getattr(source, name)
-            if isinstance(part, nn.Parameter):
-                fresh = torch.empty(part.shape, dtype=part.dtype)
-                self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(fresh, std=0.02)))
-            elif part is None:
-                self.register_parameter(name, None)
-            else:
-                copied = copy.deepcopy(part).to_empty(device=torch.get_default_device())
-                self.add_module(name, copied)
-                _redraw(copied)
+            self._adopt_as(name, getattr(source, name))
+
+    def _adopt_as(self, name: str, part: nn.Module | nn.Parameter | None) -> None:
+        if isinstance(part, nn.Parameter):
+            fresh = torch.empty(part.shape, dtype=part.dtype)
+            self.register_parameter(name, nn.Parameter(nn.init.trunc_normal_(fresh, std=0.02)))
+        elif part is None:
+            self.register_parameter(name, None)
+        else:
+            copied = copy.deepcopy(part).to_empty(device=torch.get_default_device())
+            self.add_module(name, copied.train())
+            _redraw(copied)
 
 
 def _redraw(part: nn.Module) -> None:
@@ -113,7 +121,7 @@ def _tokens(model: Any) -> Port:
     return Port.of("tokens", width=model.embed_dim, prefix=model.num_prefix_tokens, grid=grid)
 
 
-class TimmStem(_Part):
+class TimmStem(TimmPart):
     """Patch embedding, class and register tokens, position table, and a norm where the model has one."""
 
     role = "stem"
@@ -144,7 +152,7 @@ class TimmStem(_Part):
         return out
 
 
-class TimmBlock(_Part):
+class TimmBlock(TimmPart):
     """timm's pre-norm block with layer scale; drop path is drawn per sample from the pass."""
 
     role = "block"
@@ -175,7 +183,7 @@ class TimmBlock(_Part):
         return {name: count for name, count in _MATRICES.items() if name in present}
 
 
-class TimmHead(_Part):
+class TimmHead(TimmPart):
     """Final norm, the model's own pooling, and the classifier."""
 
     role = "head"

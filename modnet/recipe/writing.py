@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,19 +11,22 @@ import yaml
 from modnet.recipe import document
 from modnet.recipe.fields import references
 from modnet.recipe.references import inputs_of
-from modnet.registry import Params
+from modnet.registry import EMPTY, TABLES, Params
 
 if TYPE_CHECKING:
     from modnet.recipe.recipe import Recipe
 
 
-def plain(params: Params) -> dict[str, Any]:
-    """Parameters as plain data under the keys that a recipe uses; what is nothing by default is left out."""
+def plain(params: Params, preset: Mapping[str, Any] = EMPTY) -> dict[str, Any]:
+    """Parameters as plain data under the keys that a recipe uses; what is nothing by default is left out.
+
+    ``preset``: what the registered name sets by itself, so that nothing in its place must be written.
+    """
     values: dict[str, Any] = params.model_dump(mode="json", by_alias=True)
     unset = {
         info.alias or name
         for name, info in type(params).model_fields.items()
-        if getattr(params, name) is None and not info.is_required() and info.default is None
+        if getattr(params, name) is None and not info.is_required() and info.default is None and name not in preset
     }
     return {key: value for key, value in values.items() if key not in unset}
 
@@ -35,8 +39,13 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     for section in ("data", "models", "stages"):
         entries = getattr(recipe, section)
         if entries:
-            out[section] = {name: plain(entry) for name, entry in entries.items()}
+            out[section] = {name: plain(entry, _preset(section, entry)) for name, entry in entries.items()}
     return out
+
+
+def _preset(section: str, entry: Params) -> Mapping[str, Any]:
+    """What the registered name of a model or of data sets by itself."""
+    return TABLES[section].get(str(getattr(entry, "name", ""))).preset if section in TABLES else EMPTY
 
 
 def stage_manifest(recipe: Recipe, name: str) -> dict[str, Any]:

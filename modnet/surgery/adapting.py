@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modnet.chain import Chain, Port, describe, rebuild
+from modnet.layers.adapters import InputAdapter
 from modnet.randomness import Key
 from modnet.recipe.stages import Mismatch
 
@@ -22,14 +23,18 @@ def adapt(chain: Chain, port: Port, classes: int, rule: Mismatch, key: Key) -> t
     """A network of the same trained leaves for images of ``port`` and ``classes`` classes, and what was changed.
 
     The chain itself comes back, with no changes, where it already fits. The position table is resized bicubically
-    over its grid (``align_corners`` off; class-token rows kept) or drawn afresh; the head likewise.
+    over its grid (``align_corners`` off; class-token rows kept) or drawn afresh; the head likewise. Of a network that
+    begins with an input adapter, only that follows the images.
     """
     description = describe(chain)
     if rule.head == "fresh":
         for head in _heads(description):
             head["classes"] = classes
     if chain.takes is not None and chain.takes != port:
-        _follow(description, chain.takes, port, None)
+        if isinstance(chain.leaves[0], InputAdapter):  # all behind it stays as it is
+            description["leaves"][0] |= {"channels": port["channels"], "size": port["size"], "mean": None, "std": None}
+        else:
+            _follow(description, chain.takes, port, None)
     if description == describe(chain):
         return chain, []
     with key.fold("adapt").forked():

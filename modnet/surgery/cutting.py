@@ -32,3 +32,10 @@ def assemble(modules: Iterable[Chain]) -> Chain:
     for module in modules:
         network = network + module
     return network
+
+
+def near_equal(blocks: int, modules: int) -> tuple[int, ...]:
+    """``blocks`` divided over at most ``modules`` modules whose depths differ by at most one."""
+    modules = max(1, min(modules, blocks))
+    each, more = divmod(blocks, modules)
+    return tuple(each + (i < more) for i in range(modules))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise, takewhile
 
 import torch
 from torch import Tensor
 
 from modnet.chain import Chain, Module, Port
 from modnet.errors import RequestError
-from modnet.layers.stitches import Grid, IdentityStitch, LinearStitch, fold, folds, least_squares, stitch_between
+from modnet.layers.stitches import Grid, LinearStitch, Stitch, least_squares, stitch_between
+from modnet.surgery.bridging import FEATURES, bridge, laid_out_as, shortened, tokens_of
 from modnet.surgery.cutting import cut
 
 
@@ -23,22 +24,38 @@ def stitched(module: Chain, host: Chain, at: int, kind: str = "ln-linear") -> Ch
     """``module`` between stitches that let it take the place of the host's module ``at``; one chain of one module.
 
     ``kind``: ``linear``, ``ln-linear`` or ``identity``. The first module has no stitch before it (it has its own stem)
-    and the last none after it (its own head). The module's parameters are shared, the stitches' are new.
-    Raises RequestError where tokens differ in more than their width. Source: m2mKD (arXiv 2402.16918).
+    and the last none after it (its own head). Where the host lays its features out otherwise (another token grid,
+    other class tokens, feature maps), bridges of :mod:`modnet.surgery.bridging` stand on the host's side of the
+    stitches. The module's parameters are shared, the stitches' are new. Raises RequestError where features have no
+    common layout. Source: m2mKD (arXiv 2402.16918).
     """
     place = host[at]
     before, after = [], []
-    if place.takes is not None and place.takes.kind == "tokens":
-        before = [_between(kind, place.takes, module.takes)]
-    if place.gives is not None and place.gives.kind == "tokens":
-        after = [_between(kind, module.gives, place.gives)]
+    if place.takes is not None and place.takes.kind in FEATURES:
+        before = _before(kind, place.takes, module.takes)
+    if place.gives is not None and place.gives.kind in FEATURES:
+        after = _after(kind, module.gives, place.gives)
     return Chain([*before, *module.leaves, *after])
 
 
-def _between(kind: str, takes: Port | None, gives: Port | None) -> Module:
-    if takes is None or gives is None:
+def _before(kind: str, host: Port, own: Port | None) -> list[Module]:
+    """From the host's features to what the module takes."""
+    tokens = tokens_of(_declared(own))
+    inside = laid_out_as(host, tokens)
+    return [*bridge(host, inside), stitch_between(kind, inside, tokens), *bridge(tokens, _declared(own))]
+
+
+def _after(kind: str, own: Port | None, host: Port) -> list[Module]:
+    """From what the module gives to the host's features."""
+    tokens = tokens_of(_declared(own))
+    inside = laid_out_as(host, tokens)
+    return [*bridge(_declared(own), tokens), stitch_between(kind, tokens, inside), *bridge(inside, host)]
+
+
+def _declared(port: Port | None) -> Port:
+    if port is None:
         raise RequestError("a module whose ports say nothing cannot be stitched: declare what it takes and gives")
-    return stitch_between(kind, takes, gives)
+    return port
 
 
 @torch.no_grad()
@@ -62,22 +79,26 @@ def without_stitches(chain: Chain) -> Chain:
 
 
 def foldable(modules: Sequence[Chain]) -> bool:
-    """Whether every joint of the modules is a pair of stitches that folds into one."""
-    joints = [(a.leaves[-1], b.leaves[0]) for a, b in pairwise(modules)]
-    return bool(joints) and all(is_stitch(a) and is_stitch(b) and folds(a, b) for a, b in joints)
+    """Whether there are stitches on both sides of every joint of the modules that together are at most one stitch."""
+    joints = [(_stitches(reversed(a.leaves))[::-1], _stitches(b.leaves)) for a, b in pairwise(modules)]
+    short = [sum(isinstance(leaf, Stitch) for leaf in shortened([*a, *b])) for a, b in joints]
+    return bool(joints) and all(a and b for a, b in joints) and all(count <= 1 for count in short)
+
+
+def _stitches(leaves: Iterable[Module]) -> list[Module]:
+    """The stitches that leaves begin with."""
+    return list(takewhile(is_stitch, leaves))
 
 
 def fold_stitches(chain: Chain) -> Chain:
-    """The chain with every two neighbouring linear stitches folded into one; the function stays the same.
+    """The chain with neighbouring linear stitches folded into one; the cut is kept.
 
-    Other leaves are shared, folded stitches are new; the cut is kept. W = W₂W₁, b = W₂b₁ + b₂ in float64.
-    Identity stitches are left out.
+    Other leaves are shared, folded stitches are new. W = W₂W₁, b = W₂b₁ + b₂ in float64. Identity stitches are left
+    out. The function stays the same, but for resampling to another grid and straight back, which is left out: see
+    :func:`modnet.surgery.bridging.shortened`.
     """
     leaves: list[Module] = []
-    for leaf in chain.leaves:
-        if leaves and is_stitch(leaf) and is_stitch(leaves[-1]) and folds(leaves[-1], leaf):
-            leaves[-1] = fold(leaves[-1], leaf)
-        else:
-            leaves.append(leaf)
-    joined = Chain([leaf for leaf in leaves if not isinstance(leaf, IdentityStitch)])
+    for stitches, group in groupby(chain.leaves, is_stitch):
+        leaves += shortened(list(group)) if stitches else group
+    joined = Chain(leaves)
     return cut(joined, chain.depths) if chain and all(chain.depths) else joined

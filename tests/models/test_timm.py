@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 
 from modnet.chain import Chain, Pass, Port, describe, parameter_count, rebuild
 from modnet.errors import RequestError
-from modnet.models.timm import load_timm, near_equal, timm_chain
+from modnet.layers.adapters import InputAdapter, see
+from modnet.models.timm import IMAGENET, load_timm, moments, timm_chain
 from modnet.randomness import Key
 from modnet.recipe.models import Timm
+from modnet.surgery.cutting import near_equal
 
 TINY = "vit_tiny_patch16_224"
 
@@ -119,12 +121,51 @@ def test_unreachable_weights_say_how_to_give_a_file(monkeypatch: pytest.MonkeyPa
         build(pretrained=True)
 
 
+def test_another_size_and_normalisation_put_an_adapter_in_front() -> None:
+    plain = build(size=32, channels=3)
+    adapted = timm_chain(
+        Timm(name=f"timm:{TINY}", size=32, channels=3, normalise="imagenet", resize="bicubic"),
+        Port.of("image", channels=1, size=20),
+        5,
+    )
+    adapter = adapted.leaves[0]
+    assert isinstance(adapter, InputAdapter)
+    assert adapter.arguments["filter"] == "bicubic"
+    assert adapter.arguments["gives_mean"] == IMAGENET[0]
+    assert adapted.depths == plain.depths
+    assert [len(module.leaves) for module in adapted] == [5, 3, 3, 4]
+    inner = Chain(adapted.leaves[1:])
+    inner.load_state_dict(plain.state_dict())
+    see(adapted, (0.4,), (0.2,))
+    x = images(1, 20)
+    with torch.no_grad():
+        assert torch.equal(adapted.eval()(x), plain.eval()(adapter(x, Pass())))
+
+
+@pytest.mark.parametrize(
+    ("values", "channels", "expected"),
+    [
+        ({}, 3, (None, None)),
+        ({"normalise": "imagenet"}, 3, IMAGENET),
+        ({"normalise": "own"}, 3, ((0.5,) * 3, (0.5,) * 3)),
+        ({"normalise": "own"}, 1, ((0.5,), (0.5,))),
+    ],
+)
+def test_what_a_network_wants_its_images_normalised_by(values: dict[str, Any], channels: int, expected: Any) -> None:
+    assert moments(Timm(name=f"timm:{TINY}", **values), channels) == expected
+
+
+def test_a_normalisation_is_known_of_three_channels() -> None:
+    with pytest.raises(RequestError, match="known of 3 channels, not of 4"):
+        build(channels=4, normalise="imagenet")
+
+
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
         ("vit_tini_patch16_224", {}, "did you mean timm:vit_tiny_patch16_224"),
         ("deit_tiny_distilled_patch16_224", {}, "more than a stem, blocks and a head"),
-        ("resnet18", {}, "no Vision Transformer"),
+        ("resnetv2_50", {}, "no Vision Transformer, ResNet, EfficientNet or ConvNeXt"),
         (TINY, {"size": 28}, "patches of 16 pixels"),
         (TINY, {"depths": (3, 3)}, r"has 12; for example \[6, 6\]"),
     ],

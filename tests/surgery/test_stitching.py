@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from modnet.chain import Chain, Pass, Port, describe, rebuild
 from modnet.errors import RequestError
+from modnet.layers.adapters import Resample
+from modnet.layers.stitches import LinearStitch
 from modnet.models.vit import vit
 from modnet.recipe.models import ViT
 from modnet.surgery import assemble, fold_stitches, least_squares_stitch, stitched, without_stitches
+from modnet.surgery.bridging import bridge, laid_out_as, shortened
 from modnet.surgery.stitching import foldable
 
 IMAGE = Port.of("image", channels=1, size=8)
 
 
-def small(width: int, seed: int, patch: int = 4, depths: tuple[int, ...] = (1, 2, 1)) -> Chain:
+def small(width: int, seed: int, patch: int = 4, depths: tuple[int, ...] = (1, 2, 1), pool: Any = "token") -> Chain:
     torch.manual_seed(seed)
-    return vit(ViT(width=width, heads=2, depths=depths, patch=patch), IMAGE, 3).eval()
+    return vit(ViT(width=width, heads=2, depths=depths, patch=patch, pool=pool), IMAGE, 3).eval()
 
 
 def students(kind: str) -> list[Chain]:
@@ -101,6 +106,86 @@ def test_no_stitch_near_the_least_squares_one_is_closer() -> None:
         stitch.load_state_dict(state)
 
 
-def test_another_token_grid_is_refused_with_the_reason() -> None:
-    with pytest.raises(RequestError, match="grid"):
-        stitched(small(8, 1, patch=2)[1], small(12, 0), 1)
+def test_a_bridge_lays_features_out_and_a_way_back_is_shortened() -> None:
+    own, host = Port.of("tokens", width=6, prefix=1, grid=(4, 4)), Port.of("maps", channels=6, height=7, width=7)
+    there, back = bridge(own, host), bridge(host, own)
+    assert [type(leaf).__name__ for leaf in there + back] == ["Resample", "TokensToMaps", "MapsToTokens", "Resample"]
+    assert Chain(there).takes == own
+    assert Chain(there).gives == host
+    (renewed,) = shortened([*there, *back])
+    x = torch.randn(2, 17, 6)
+    out = renewed(x, Pass())
+    assert torch.equal(out[:, 1:], x[:, 1:])
+    torch.testing.assert_close(out[:, 0], x[:, 1:].mean(1))
+    assert bridge(own, own) == []
+    assert shortened(bridge(host, laid_out_as(host, host)) + bridge(laid_out_as(host, host), host)) == []
+
+
+def test_class_tokens_that_pass_both_ways_need_no_leaf() -> None:
+    own = Port.of("tokens", width=6, prefix=1, grid=(4, 4))
+    host = Port.of("tokens", width=6, prefix=2, grid=(7, 7))
+    assert shortened([*bridge(own, host), *bridge(host, own)]) == []
+
+
+def test_resampling_to_a_third_grid_stays() -> None:
+    first, second, third = (Port.of("tokens", width=6, prefix=0, grid=(n, n)) for n in (4, 7, 5))
+    leaves = [*bridge(first, second), *bridge(second, third)]
+    assert shortened(leaves) == leaves
+
+
+def test_features_without_a_common_layout_are_refused() -> None:
+    with pytest.raises(RequestError, match="tokens or feature maps, not image"):
+        bridge(IMAGE, Port.of("tokens", width=6))
+    with pytest.raises(RequestError, match="must say their prefix and grid"):
+        bridge(Port.of("tokens", width=6, grid=(2, 2)), Port.of("tokens", width=6, grid=(4, 4)))
+
+
+@pytest.mark.parametrize("kind", ["linear", "ln-linear"])
+@pytest.mark.parametrize("pool", ["token", "mean"])
+def test_modules_learn_in_a_host_of_another_token_grid(kind: str, pool: str) -> None:
+    host, student = small(12, 0, patch=2, pool="mean"), small(8, 1, pool=pool)
+    for i, module in enumerate(student):
+        taught = stitched(module, host, i, kind)
+        mixed = host[:i].frozen() + taught + host[i + 1 :].frozen()
+        mixed(torch.randn(2, 1, 8, 8)).square().mean().backward()
+        assert all(p.grad is not None for leaf in taught.leaves if leaf.role != "block" for p in leaf.parameters())
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+@pytest.mark.parametrize(("pool", "host_pool"), [("token", "mean"), ("mean", "token"), ("token", "token")])
+def test_an_assembled_student_has_no_resampling_of_its_grid(patch: int, pool: str, host_pool: str) -> None:
+    host, student = small(12, 0, patch=patch, pool=host_pool), small(8, 1, pool=pool)
+    modules = [stitched(m, host, i, "linear") for i, m in enumerate(student)]
+    assert foldable(modules)
+    joined = assemble(modules)
+    folded = fold_stitches(joined)
+    stitches = [leaf for leaf in folded.leaves if leaf.role == "stitch"]
+    assert all(leaf.gives["grid"] == (2, 2) and leaf.takes["grid"] == (2, 2) for leaf in stitches)
+    lost = pool == "token" and host_pool == "mean"
+    assert [type(leaf).__name__ for leaf in stitches] == ["LinearStitch", "Resample"][: 1 + lost] * 2
+    assert folded.depths == (1, 2, 1)
+    x = torch.randn(4, 1, 8, 8)
+    if patch == 4:  # equal grids: nothing is lost, so folding is exact
+        torch.testing.assert_close(folded(x), joined(x), atol=1e-5, rtol=1e-5)
+    again = rebuild(describe(folded))
+    again.load_state_dict(folded.state_dict())
+    assert torch.equal(again(x), folded(x))
+
+
+def test_resampling_commutes_with_an_affine_map() -> None:
+    first, second = LinearStitch(6, 5, 1, (2, 3)).double(), LinearStitch(5, 4, 1, (2, 3)).double()
+    for stitch in (first, second):
+        torch.nn.init.normal_(stitch.fc.bias)
+    renewed = Resample(5, 1, (2, 3), kept=0).double()
+    joined = Chain(shortened([first, renewed, second]))
+    assert [type(leaf).__name__ for leaf in joined.leaves] == ["LinearStitch", "Resample"]
+    x = torch.randn(3, 7, 6, dtype=torch.float64)
+    torch.testing.assert_close(joined(x), second(renewed(first(x, Pass()), Pass()), Pass()))
+
+
+def test_a_norm_keeps_both_maps_but_no_resampling() -> None:
+    host, student = small(12, 0, patch=2), small(8, 1)
+    modules = [stitched(m, host, i, "ln-linear") for i, m in enumerate(student)]
+    assert not foldable(modules)
+    folded = fold_stitches(assemble(modules))
+    assert [type(leaf).__name__ for leaf in folded.leaves if leaf.role == "stitch"] == ["NormLinearStitch"] * 4
