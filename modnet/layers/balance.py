@@ -62,9 +62,11 @@ def z_loss(logits: Tensor) -> Tensor:
 
 def mutual_information(probs: Tensor) -> Tensor:
     """Minus the mutual information of token and expert, from -ln E to 0 (ModuleFormer)."""
-    return mean_entropy(probs) + torch.special.xlogy(probs.mean(-2), probs.mean(-2) + 1e-8).sum(-1)
+    mean = probs.mean(-2)
+    return mean_entropy(probs) + (mean * (mean + 1e-8).log()).sum(-1)
 
 
 def mean_entropy(probs: Tensor) -> Tensor:
     """Mean entropy of a token's probabilities, in nats."""
-    return torch.special.entr(probs).sum(-1).mean(-1)
+    entropy: Tensor = torch.special.entr(probs).sum(-1).mean(-1)
+    return entropy

@@ -133,7 +133,7 @@ class _Dispatch(torch.autograd.Function):
         return x.index_select(0, tokens)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, kept = ctx.saved_tensors
         weights = kept.to(grad.dtype) if kept is not None else None
@@ -149,7 +149,7 @@ class _Combine(torch.autograd.Function):
         return F.embedding_bag(rows, y.contiguous(), mode="sum", per_sample_weights=weights)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, weights, rows, pairs = ctx.saved_tensors
         to_y = grad.index_select(0, pairs // rows.shape[1]).mul_(weights.flatten()[pairs][:, None])

@@ -36,7 +36,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Rows (M, in), sorted by expert up to ``ends`` (E,), to (M, out)."""
-        parts = (x, self.weight, self.bias)
+        parts: tuple[Tensor, Tensor, Tensor]
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
             dtype = torch.get_autocast_dtype(x.device.type)
             parts = (x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))

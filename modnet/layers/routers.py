@@ -55,8 +55,8 @@ class Gate(nn.Module):
     def logits(x: Tensor, layer: nn.Linear) -> Tensor:
         """A linear layer in at least float32, whatever the weights' type: rounding must not choose experts."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        bias = layer.bias.to(dtype) if layer.bias is not None else None
-        return F.linear(x.to(dtype), layer.weight.to(dtype), bias)
+        bias: Tensor | None = getattr(layer, "bias", None)
+        return F.linear(x.to(dtype), layer.weight.to(dtype), None if bias is None else bias.to(dtype))
 
     def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """Logits with noise, and the noise's standard deviation; here there is none."""

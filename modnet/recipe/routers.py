@@ -81,7 +81,7 @@ for _params in (SoftmaxTopK, RenormalisedTopK, TopKSoftmax, NoisyTopK, ExpertCho
 ROUTERS.preset(
     "vmoe",
     "softmax-top-k",
-    about="V-MoE as published: noise, capacity 1.05 (4.0 in evaluation), groups of 8 images, importance and load losses",
+    about="V-MoE as published: noise, capacity 1.05 (4.0 in evaluation), groups of 8 images, both losses",
     noise=1.0,
     capacity=1.05,
     capacity_eval=4.0,
@@ -103,7 +103,7 @@ def _placement(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"all|(every|last|contiguous-last)-[1-9]\d*", value):
         return value
     if isinstance(value, list | tuple):
-        return value
+        return tuple(value)
     raise ValueError("a placement is all, every-N, last-N, contiguous-last-N, or a list of block numbers from 0")
 
 
