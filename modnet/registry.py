@@ -238,6 +238,7 @@ OPTIMIZERS = Registry("optimizer")
 SCHEDULES = Registry("schedule")
 AUGMENTS = Registry("augmentation")
 SHIFTS = Registry("shift suite")
+ROUTERS = Registry("router")
 VERBS = Registry("verb")
 TABLES: Mapping[str, Registry] = MappingProxyType(
     {
@@ -247,6 +248,7 @@ TABLES: Mapping[str, Registry] = MappingProxyType(
         "schedules": SCHEDULES,
         "augments": AUGMENTS,
         "shifts": SHIFTS,
+        "routers": ROUTERS,
         "verbs": VERBS,
     }
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modnet.chain import Chain, Port, parameter_count
+from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def _counter() -> FlopCounterMode:
         aten._scaled_dot_product_fused_attention_overrideable: _attention_flops,
         aten._scaled_dot_product_fused_attention_overrideable_backward: _attention_backward_flops,
         aten._grouped_mm: _grouped_flops,
+        torch.ops.modnet.grouped_linear: grouped_linear_flops,
+        torch.ops.modnet.grouped_outer: grouped_outer_flops,
     }
     return FlopCounterMode(display=False, custom_mapping=own)
 

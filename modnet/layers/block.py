@@ -11,14 +11,37 @@ from modnet.layers.initialise import initialise_linears
 from modnet.layers.mlp import MLP
 
 
-class Block(Module):
+class AttentionBlock(Module):
+    """Attention, then what a subclass feeds tokens through, each behind a norm and around a residual."""
+
+    role = "block"
+    drop_path: float
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    attn: Attention
+
+    def feed(self, x: Tensor, ctx: Pass) -> Tensor:
+        """The second branch: normed tokens (B, N, width) to the same."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """Tokens (B, N, width) to the same; in training a sample may skip a branch."""
+        factor = survival(self, self.drop_path, x, ctx, branches=2)
+        if factor is None:
+            x = x + self.attn(self.norm1(x))
+            x = x + self.feed(self.norm2(x), ctx)
+        else:
+            x = x + factor[0] * self.attn(self.norm1(x))
+            x = x + factor[1] * self.feed(self.norm2(x), ctx)
+        return x
+
+
+class Block(AttentionBlock):
     """Pre-norm transformer block (Dosovitskiy et al. 2021): tokens (B, N, width) to the same.
 
     ``drop_path`` is the probability that a sample skips a residual branch while training. ``prefix`` (class tokens)
     and ``grid`` (patches down, across) are only declared in the ports; None fits any.
     """
-
-    role = "block"
 
     def __init__(
         self,
@@ -40,16 +63,9 @@ class Block(Module):
         self.mlp = MLP(width, int(width * mlp_ratio))
         initialise_linears(self)
 
-    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        """Tokens (B, N, width) to the same; in training a sample may skip a branch."""
-        factor = survival(self, self.drop_path, x, ctx, branches=2)
-        if factor is None:
-            x = x + self.attn(self.norm1(x))
-            x = x + self.mlp(self.norm2(x))
-        else:
-            x = x + factor[0] * self.attn(self.norm1(x))
-            x = x + factor[1] * self.mlp(self.norm2(x))
-        return x
+    def feed(self, x: Tensor, ctx: Pass) -> Tensor:
+        out: Tensor = self.mlp(x)
+        return out
 
     def matrices(self) -> dict[str, int]:
         """The fused projection is three matrices, each other weight one."""

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_va
 
 from modnet.recipe.fields import ByContent
 from modnet.recipe.packages import PACKAGES, PREFIX
+from modnet.recipe.routers import NO_GRADIENT, Placement, Router, RouterParams, TopKSoftmax, places
 from modnet.recipe.training import BelowOne
 from modnet.registry import MODELS, Params, nearest
 
@@ -41,6 +42,25 @@ class ViT(Params):
             fits = [h for h in range(1, self.width + 1) if self.width % h == 0 and self.width // h >= 4]
             nearby = sorted(fits, key=lambda h: abs(h - (self.heads or 1)))[:2]
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}: take heads {nearby}")
+        return self
+
+
+class VMoE(ViT):
+    """V-MoE (Riquelme et al. 2021): a ViT in whose chosen blocks experts take the MLP's place."""
+
+    name: str = "vmoe"
+    experts: PositiveInt = 8
+    top_k: PositiveInt = 2  # experts that a token goes to
+    placement: Placement = "all"
+    router: Router = Field(default_factory=TopKSoftmax)
+
+    @model_validator(mode="after")
+    def _routes(self) -> "VMoE":
+        places(self.placement, sum(self.depths))
+        if self.top_k > self.experts:
+            raise ValueError(f"top_k {self.top_k} asks for more experts than there are ({self.experts})")
+        if isinstance(self.router, RouterParams) and not self.router.learns(self.top_k):
+            raise ValueError(NO_GRADIENT.format(name=self.router.name))
         return self
 
 
@@ -100,6 +120,16 @@ def _small_vit(params: ViT, factor: int) -> ViT:
     return params.changed(width=width, heads=heads, depths=(1,) * len(params.depths))
 
 
+def _small_vmoe(params: VMoE, factor: int) -> VMoE:
+    """As a ViT; the experts stay in the first blocks that held them, as many as there still are."""
+    depth = len(params.depths)
+    held = places(params.placement, sum(params.depths))
+    small = _small_vit(params.changed(placement="all"), factor)
+    left = [place for place in held if place < depth] or [depth - 1]
+    assert isinstance(small, VMoE)
+    return small if len(left) == depth else small.changed(placement=left)
+
+
 def _unloaded_timm(params: Timm, factor: int) -> Timm:
     """The same network with random weights on small images: a smoke run downloads and needs nothing."""
     weights = None if (params.weights or "").startswith(PREFIX) else params.weights
@@ -131,6 +161,34 @@ MODELS.preset(
     qkv_bias=False,
     norm_eps=1e-5,
 )
+MODELS.register("vmoe", VMoE, "modnet.models.vmoe:vmoe", smoke=_small_vmoe, about="ViT with experts in chosen blocks")
+MODELS.preset(
+    "vmoe-b",
+    "vmoe",
+    about="m2mKD's V-MoE-Base: ViT-B/16, 8 experts in each of 12 blocks, top 2, dropless",
+    width=768,
+    heads=12,
+    depths=(3, 3, 3, 3),
+    patch=16,
+)
+for _name, _width, _heads, _depth, _hidden, _patch, _placement in (
+    ("s", 512, 8, 8, 2048, 32, "last-2"),
+    ("b", 768, 12, 12, 3072, 16, "every-2"),
+    ("l", 1024, 16, 24, 4096, 16, "every-2"),
+    ("h", 1280, 16, 32, 5120, 14, "every-2"),
+):
+    MODELS.preset(
+        "vmoe-b.published" if _name == "b" else f"vmoe-{_name}",
+        "vmoe",
+        about=f"V-MoE-{_name.title()}/{_patch} as published: 8 experts in {_placement}, top 2, noise, capacity",
+        width=_width,
+        heads=_heads,
+        depths=(_depth // 4,) * 4,
+        mlp_ratio=_hidden / _width,
+        patch=_patch,
+        placement=_placement,
+        router={"name": "vmoe"},
+    )
 MODELS.register(
     "timm:",
     Timm,

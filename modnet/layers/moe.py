@@ -1,0 +1,193 @@
+"""The sparse mixture of experts, and the transformer block that holds one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modnet.chain import Pass, Port
+from modnet.errors import RequestError
+from modnet.layers import balance
+from modnet.layers.attention import Attention
+from modnet.layers.block import AttentionBlock
+from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, grouped_linear, plan
+from modnet.layers.initialise import initialise_linears
+from modnet.layers.routers import Choice, ExpertChoiceGate, Gate
+from modnet.recipe.routers import NO_GRADIENT
+from modnet.registry import ROUTERS
+
+Activation = Literal["gelu", "gelu-tanh"]
+
+
+class StackedLinear(nn.Module):
+    """A linear layer for each expert: weight (E, out, in), bias (E, out); each starts as torch's Linear does."""
+
+    def __init__(self, experts: int, given: int, out: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(given)
+        self.weight = nn.Parameter(torch.empty(experts, out, given).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(experts, out))
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Rows (M, in), sorted by expert up to ``ends`` (E,), to (M, out)."""
+        parts: tuple[Tensor, Tensor, Tensor]
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
+            dtype = torch.get_autocast_dtype(x.device.type)
+            parts = (x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        else:
+            parts = (x.to(self.weight.dtype), self.weight, self.bias)
+        out: Tensor = grouped_linear(*parts, ends)
+        return out
+
+
+class Experts(nn.Module):
+    """Perceptrons side by side: Linear, GELU, Linear on the rows of each expert, (M, width) to (M, width)."""
+
+    def __init__(self, width: int, hidden: int, experts: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.approximate: Literal["none", "tanh"] = "tanh" if activation == "gelu-tanh" else "none"
+        self.fc1 = StackedLinear(experts, width, hidden)
+        self.fc2 = StackedLinear(experts, hidden, width)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x, ends), approximate=self.approximate), ends)
+        return out
+
+
+class MoE(nn.Module):
+    """A router and its experts: tokens (B, N, width) to the same.
+
+    ``router``: parameters of a registered router as plain values. Raises RequestError for a router that could not
+    learn, or more choices than experts. Losses go to ``ctx.losses`` while training, the share of pairs of each expert
+    (E,), the mean entropy (nats) and the dropped share of pairs to ``ctx.stats``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        experts: int,
+        top_k: int,
+        router: Mapping[str, Any],
+        activation: Activation = "gelu",
+    ) -> None:
+        super().__init__()
+        self.params = ROUTERS.read(dict(router))
+        if top_k > experts:
+            raise RequestError(f"top_k {top_k} asks for more experts than there are ({experts})")
+        if not self.params.learns(top_k):
+            raise RequestError(NO_GRADIENT.format(name=self.params.name))
+        self.count, self.top_k = experts, top_k
+        self.gate: Gate = ROUTERS.get(self.params.name).resolve()(width, experts, top_k, self.params)
+        self.experts = Experts(width, hidden, experts, activation)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """Route, dispatch, compute, combine; a dropped token gives zeros."""
+        flat = x.flatten(0, 1)
+        exact = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+        with exact:
+            choice = self.gate(flat, self.noise(x, ctx))
+        out, where = self.mix(flat, choice, x.shape[1])
+        self.report(choice, where, x.shape[1], ctx)
+        return out.view(x.shape)
+
+    def noise(self, x: Tensor, ctx: Pass) -> Tensor | None:
+        """Standard normal noise (B·N, E), drawn per sample; None where none is wanted."""
+        if not (self.training and ctx.stochastic and self.gate.noisy):
+            return None
+        ids = torch.arange(len(x), device=x.device) if ctx.ids is None else ctx.ids
+        return ctx.rng("router").normal(ids, x.shape[1] * self.count).view(-1, self.count)
+
+    def mix(self, x: Tensor, choice: Choice, tokens: int) -> tuple[Tensor, Plan]:
+        """The experts' weighted sum for tokens (T, width) of images of so many ``tokens``, and the plan followed."""
+        group = self.group(tokens, len(x))
+        capacity = self.capacity(group or len(x))
+        if isinstance(self.gate, ExpertChoiceGate):
+            taken, weights = self.gate.taken(choice, len(x) if capacity is None else capacity)
+            where, weights = expert_choice_plan(taken), weights.flatten()
+        else:
+            weights = choice.weights
+            scores = choice.noisy.softmax(-1).amax(-1)
+            where = plan(choice.indices, self.count, capacity, self.params.order, scores, group)
+        given = self.experts(dispatch(x, where), where.ends)
+        return combine(given, weights, where, len(x)), where
+
+    def group(self, tokens: int, total: int) -> int | None:
+        """Tokens that share places: those of ``group`` images, or all where the batch does not divide."""
+        size = (self.params.group or 0) * tokens
+        return size if size and total % size == 0 and not isinstance(self.gate, ExpertChoiceGate) else None
+
+    def capacity(self, tokens: int) -> int | None:
+        """Places of an expert for a group of tokens, ``ceil(T·K·factor / E)`` rounded up; None: no limit."""
+        params = self.params
+        factor = params.capacity if self.training or params.capacity_eval is None else params.capacity_eval
+        if factor is None:
+            return None
+        pairs = tokens * (1 if isinstance(self.gate, ExpertChoiceGate) else self.top_k)
+        return capacity_of(pairs, self.count, factor, params.round_to)
+
+    @torch.no_grad()
+    def _stats(self, choice: Choice, where: Plan) -> dict[str, Tensor]:
+        everyone = torch.arange(self.count, device=choice.indices.device)
+        share = (choice.indices[..., None] == everyone).float().mean((0, 1))
+        dropped = where.kept.logical_not().float().mean() if where.kept is not None else share.new_zeros(())
+        return {"load": share, "entropy": balance.mean_entropy(choice.probs), "dropped": dropped}
+
+    def report(self, choice: Choice, where: Plan, tokens: int, ctx: Pass) -> None:
+        """Put loss and statistics into the pass, under the leaf's position."""
+        ctx.stats |= {f"{ctx.leaf}.{name}": value for name, value in self._stats(choice, where).items()}
+        loss = self.gate.loss(choice, self.group(tokens, len(choice.logits))) if self.training else None
+        if loss is not None:
+            ctx.losses[f"{ctx.leaf}.router"] = loss
+
+
+def capacity_of(pairs: int, experts: int, factor: float, round_to: int = 1) -> int:
+    """An expert's places: its even share of the pairs times the factor, rounded up, then up to a multiple (V-MoE)."""
+    return round_to * math.ceil(math.ceil(pairs * factor / experts) / round_to)
+
+
+class MoEBlock(AttentionBlock):
+    """A transformer block with experts in the perceptron's place (V-MoE): tokens (B, N, width) to the same.
+
+    ``hidden``: units of each expert; the rest as in :class:`modnet.layers.block.Block` and :class:`MoE`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        experts: int,
+        top_k: int,
+        router: dict[str, Any],
+        activation: Activation = "gelu",
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        prefix: int | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.takes = self.gives = Port.of("tokens", width=width, prefix=prefix, grid=grid)
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.moe = MoE(width, hidden, experts, top_k, router, activation)
+        initialise_linears(self)
+
+    def feed(self, x: Tensor, ctx: Pass) -> Tensor:
+        out: Tensor = self.moe(x, ctx)
+        return out
+
+    def matrices(self) -> dict[str, int]:
+        """The fused projection is three matrices, an expert's layer one each; the router is left to AdamW."""
+        experts = self.moe.count
+        stacks = {"moe.experts.fc1.weight": experts, "moe.experts.fc2.weight": experts}
+        return {"attn.qkv.weight": 3, "attn.proj.weight": 1, **stacks}

@@ -1,0 +1,182 @@
+"""Routers: which experts a token goes to, and with what weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modnet.layers import balance
+from modnet.layers.initialise import initialise_linear
+from modnet.recipe.routers import ExpertChoice, NoisyTopK, RouterParams, SoftmaxTopK
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a router says of T tokens: logits without and with noise (T, E), experts and weights (T, K).
+
+    ``std``: the standard deviation of the noise, (T, E) or a number; 0 without noise.
+    """
+
+    logits: Tensor
+    noisy: Tensor
+    indices: Tensor
+    weights: Tensor
+    std: Tensor | float = 0.0
+
+    @property
+    def probs(self) -> Tensor:
+        """Softmax of the logits without noise."""
+        return self.logits.softmax(-1)
+
+
+class Gate(nn.Module):
+    """A linear router, computed in float32 or better; subclasses choose. Initialised as all linear layers here."""
+
+    noisy: ClassVar[bool] = False
+    params: RouterParams
+
+    def __init__(self, width: int, experts: int, top_k: int, params: RouterParams) -> None:
+        super().__init__()
+        self.params, self.top_k = params, top_k
+        self.gate = nn.Linear(width, experts, bias=params.bias)
+        initialise_linear(self.gate)
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> Choice:
+        """Tokens (T, D) to a choice; ``eps`` (T, E): standard normal noise, None for none."""
+        logits = self.logits(x, self.gate)
+        return self.choose(logits, *self.noise(x, logits, eps))
+
+    @staticmethod
+    def logits(x: Tensor, layer: nn.Linear) -> Tensor:
+        """A linear layer in at least float32, whatever the weights' type: rounding must not choose experts."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        bias: Tensor | None = getattr(layer, "bias", None)
+        return F.linear(x.to(dtype), layer.weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Logits with noise, and the noise's standard deviation; here there is none."""
+        return logits, 0.0
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        """Experts and weights."""
+        raise NotImplementedError
+
+    def losses(self, choice: Choice) -> Iterator[tuple[float, Tensor]]:
+        """Weight and value, one number a group, of every loss whose weight is not 0; tensors are (groups, T, …)."""
+        params, probs = self.params, choice.probs
+        if params.importance:
+            yield params.importance, self.importance(choice)
+        spread = self.load(choice) if params.load else None
+        if spread is not None:
+            yield params.load, spread
+        if params.gshard:
+            yield params.gshard, balance.switch(choice.noisy.softmax(-1), choice.noisy.argmax(-1, keepdim=True))
+        if params.switch:
+            yield params.switch, balance.switch(probs, choice.indices)
+        if params.z:
+            yield params.z, balance.z_loss(choice.logits)
+        if params.mutual_information:
+            yield params.mutual_information, balance.mutual_information(probs)
+
+    def importance(self, choice: Choice) -> Tensor:
+        """V-MoE's: of the probabilities without noise."""
+        return balance.importance(choice.probs)
+
+    def load(self, choice: Choice) -> Tensor | None:
+        """V-MoE's; None where there is no noise."""
+        if isinstance(choice.std, Tensor) or not choice.std:
+            return None
+        return balance.load(choice.logits, choice.noisy, choice.std, self.top_k)
+
+    def loss(self, choice: Choice, group: int | None = None) -> Tensor | None:
+        """The sum of all losses, averaged over groups of so many tokens; None where every weight is 0.
+
+        Tokens that do not divide into groups are one group.
+        """
+        tokens = len(choice.logits)
+        size = group if group and tokens % group == 0 else tokens
+        parts = {name: getattr(choice, name) for name in ("logits", "noisy", "indices", "weights", "std")}
+        grouped = {k: v.unflatten(0, (-1, size)) for k, v in parts.items() if isinstance(v, Tensor)}
+        found = [weight * value.mean() for weight, value in self.losses(replace(choice, **grouped))]
+        return torch.stack(found).sum() if found else None
+
+
+class SoftmaxTopKGate(Gate):
+    """V-MoE: softmax over all experts, then the top K; weights are these probabilities (arXiv 2106.05974)."""
+
+    noisy = True
+    params: SoftmaxTopK
+
+    def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Standard deviation ``noise / E``."""
+        std = self.params.noise / logits.shape[-1]
+        return (logits, 0.0) if eps is None or not std else (logits + eps * std, std)
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        weights, indices = noisy.softmax(-1).topk(self.top_k, dim=-1)
+        return Choice(logits, noisy, indices, weights, std)
+
+
+class RenormalisedTopKGate(SoftmaxTopKGate):
+    """As V-MoE's, the K weights divided by their sum."""
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        choice = super().choose(logits, noisy, std)
+        return replace(choice, weights=choice.weights / choice.weights.sum(-1, keepdim=True))
+
+
+class TopKSoftmaxGate(Gate):
+    """fastmoe's naive gate: the top K logits, softmax over these."""
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        chosen, indices = noisy.topk(self.top_k, dim=-1)
+        return Choice(logits, noisy, indices, chosen.softmax(-1), std)
+
+
+class NoisyTopKGate(TopKSoftmaxGate):
+    """Noise whose size is learned for each token and expert, ``softplus(x W) + 0.01`` (Shazeer et al. 2017)."""
+
+    noisy = True
+    params: NoisyTopK
+
+    def __init__(self, width: int, experts: int, top_k: int, params: NoisyTopK) -> None:
+        super().__init__(width, experts, top_k, params)
+        self.spread = nn.Linear(width, experts, bias=False)
+        nn.init.zeros_(self.spread.weight)
+
+    def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """A learned standard deviation for each token and expert."""
+        if eps is None:
+            return logits, 0.0
+        std = F.softplus(self.logits(x, self.spread)) + 0.01
+        return logits + eps * std, std
+
+    def importance(self, choice: Choice) -> Tensor:
+        """Of the weights that were given."""
+        given = torch.zeros_like(choice.logits).scatter(-1, choice.indices, choice.weights)
+        return balance.importance(given, unbiased=True)
+
+    def load(self, choice: Choice) -> Tensor | None:
+        """Shazeer's; None where there is no noise."""
+        if not isinstance(choice.std, Tensor):
+            return None
+        return balance.shazeer_load(choice.logits, choice.noisy, choice.std, self.top_k)
+
+
+class ExpertChoiceGate(SoftmaxTopKGate):
+    """Softmax over experts; each expert then takes its best tokens (Zhou et al. 2022); ``indices`` say first choices.
+
+    A token's experts depend on the other tokens of the batch, so it must not stand in an autoregressive model.
+    """
+
+    params: ExpertChoice  # type: ignore[assignment]
+
+    def taken(self, choice: Choice, capacity: int) -> tuple[Tensor, Tensor]:
+        """Tokens and weights (E, C), for each expert by descending weight."""
+        weights, tokens = choice.noisy.softmax(-1).T.topk(min(capacity, len(choice.noisy)), dim=-1)
+        return tokens, weights

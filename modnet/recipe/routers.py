@@ -1,0 +1,132 @@
+"""Typed parameters of the routers of sparse mixtures of experts, and which blocks hold experts."""
+
+# No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
+
+from modnet.recipe.fields import Choice
+from modnet.registry import ROUTERS, Params
+
+
+class RouterParams(Params):
+    """What every router has: how many tokens an expert takes, who comes first, and the losses that balance the load."""
+
+    learns_from_one: ClassVar[bool] = True  # whether the task's gradient reaches the router with top_k 1
+
+    name: str
+    bias: bool = False
+    capacity: PositiveFloat | None = None  # factor of the even share T·K/E; None: dropless
+    capacity_eval: PositiveFloat | None = None  # None: as while training
+    round_to: PositiveInt = 1  # an expert's capacity is rounded up to a multiple of it
+    order: Literal["vanilla", "choice-major", "batch-priority"] = "choice-major"  # who gets the places
+    group: PositiveInt | None = None  # images that share places and losses; None: the batch
+    importance: NonNegativeFloat = 0.0
+    load: NonNegativeFloat = 0.0  # acts where there is noise
+    gshard: NonNegativeFloat = 0.0
+    switch: NonNegativeFloat = 0.0
+    z: NonNegativeFloat = 0.0
+    mutual_information: NonNegativeFloat = 0.0
+
+    def learns(self, top_k: int) -> bool:
+        """Whether the task's gradient reaches the router."""
+        return self.learns_from_one or top_k > 1
+
+
+class SoftmaxTopK(RouterParams):
+    """Softmax over all experts, then the top K of it (V-MoE); noise while training only."""
+
+    name: str = "softmax-top-k"
+    noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
+
+
+class RenormalisedTopK(SoftmaxTopK):
+    """Softmax over all experts, then the top K, divided by their sum."""
+
+    learns_from_one: ClassVar[bool] = False
+    name: str = "renormalised"
+
+
+class TopKSoftmax(RouterParams):
+    """The top K logits, then softmax over these (fastmoe's naive gate, m2mKD's V-MoE)."""
+
+    learns_from_one: ClassVar[bool] = False
+    name: str = "top-k-softmax"
+    bias: bool = True
+
+
+class NoisyTopK(RouterParams):
+    """Noise of a learned size while training, top K, softmax over these (Shazeer et al. 2017; fastmoe)."""
+
+    learns_from_one: ClassVar[bool] = False
+    name: str = "noisy-top-k"
+    importance: NonNegativeFloat = 1.0
+    load: NonNegativeFloat = 1.0
+
+
+class ExpertChoice(RouterParams):
+    """Each expert takes the tokens that it scores highest (Zhou et al. 2022); `top_k` plays no part."""
+
+    name: str = "expert-choice"
+    capacity: PositiveFloat | None = 2.0
+    noise: NonNegativeFloat = 0.0
+
+
+for _params in (SoftmaxTopK, RenormalisedTopK, TopKSoftmax, NoisyTopK, ExpertChoice):
+    _key = _params.model_fields["name"].default
+    ROUTERS.register(_key, _params, f"modnet.layers.routers:{_params.__name__}Gate")
+ROUTERS.preset(
+    "vmoe",
+    "softmax-top-k",
+    about="V-MoE as published: noise, capacity 1.05 (4.0 in evaluation), groups of 8 images, both losses",
+    noise=1.0,
+    capacity=1.05,
+    capacity_eval=4.0,
+    round_to=4,
+    group=8,
+    importance=0.005,
+    load=0.005,
+)
+ROUTERS.preset("switch", "softmax-top-k", about="for top_k 1: Switch's balance loss and z-loss", switch=0.01, z=0.001)
+
+Router = Annotated[SerializeAsAny[Params], BeforeValidator(ROUTERS.read), Choice(ROUTERS)]
+NO_GRADIENT = (
+    "with top_k 1 router {name} gives every token the weight 1, so no gradient of the task reaches it; "
+    "take top_k 2, or router softmax-top-k, whose weights do not add up to 1"
+)
+
+
+def _placement(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"all|(every|last|contiguous-last)-[1-9]\d*", value):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    raise ValueError("a placement is all, every-N, last-N, contiguous-last-N, or a list of block numbers from 0")
+
+
+Placement = Annotated[str | tuple[NonNegativeInt, ...], BeforeValidator(_placement)]
+
+
+def places(placement: str | Sequence[int], blocks: int) -> list[int]:
+    """The numbers, from 0, of the blocks that hold experts, ascending.
+
+    ``every-N``: blocks N-1, 2N-1, …; ``last-N``: the last N of the odd blocks 1, 3, 5, …, as V-MoE means it;
+    ``contiguous-last-N``: the last N blocks. Raises ValueError where the network has no such blocks.
+    """
+    if not isinstance(placement, str):
+        found = sorted(set(placement))
+    elif placement == "all":
+        found = list(range(blocks))
+    else:
+        kind, _, number = placement.rpartition("-")
+        n = int(number)
+        odd = list(range(1, blocks, 2))
+        found = {"every": list(range(n - 1, blocks, n)), "last": odd[-n:]}.get(kind, list(range(blocks))[-n:])
+        if kind != "every" and len(found) < n:
+            found = []
+    if not found or found[-1] >= blocks:
+        raise ValueError(f"placement {placement} asks for blocks that a network of {blocks} blocks does not have")
+    return found
