@@ -55,7 +55,8 @@ def test_the_wheel_carries_every_recipe(wheel: Path) -> None:
 
 
 def test_the_wheel_carries_the_package_and_nothing_else(wheel: Path) -> None:
-    source = {str(path.relative_to(ROOT)) for path in (ROOT / "modnet").rglob("*.py")} | {"modnet/py.typed"}
+    source = {str(path.relative_to(ROOT)) for path in (ROOT / "modnet").rglob("*.py")}
+    source |= {"modnet/py.typed", "modnet/data/wnids.txt"}
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if not name.startswith("modnet/shipped/")}
         metadata = {name for name in inside if ".dist-info/" in name}

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from modnet.cli import assemble, bench, cp, distill, evaluate, incubate, ls, plan, route, show, train, validate
+from modnet.cli import assemble, bench, cp, data, distill, evaluate, incubate, ls, plan, route, show, train, validate
 from modnet.cli.failures import report, report_usage
 from modnet.errors import Interrupted
 
@@ -38,6 +38,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
 for _name, _command in COMMANDS:
     app.command(_name)(_command)
 app.command("eval", hidden=True)(evaluate.evaluate)
+app.add_typer(data.app, name="data")
 
 
 # typer brings its own click, or uses the installed one: what is the base of its usage errors?

@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from modnet.chain import Port
+from modnet.data.collected import Collection
 from modnet.data.files import data_home
 from modnet.data.shift_table import SHIFT_VERSION
 from modnet.data.shifts import Parts, Suite
 from modnet.data.sources import Description
 from modnet.data.splits import SPLIT_VERSION, Dataset, Split, held_out, moments, part
-from modnet.recipe.sources import Source
+from modnet.recipe.sources import Source, suite_of
 from modnet.registry import DATA, SHIFTS
 
 
@@ -35,6 +36,9 @@ def fingerprint(params: Source, shift: str | None = None) -> str:
     Built-in sources answer from constants; of a folder, names, sizes and times of the files are read.
     """
     part = params.model_dump(include={"per_class", "fraction", "subset_seed"})
+    collection = _collection(params, shift)
+    if collection is not None:
+        return hashlib.sha256(json.dumps([collection.fingerprint, shift]).encode()).hexdigest()
     facts = [_describe(params).fingerprint, SPLIT_VERSION, part]
     if shift is not None:
         facts += [shift, SHIFT_VERSION]
@@ -48,10 +52,13 @@ def port_of(params: Source) -> tuple[Port, int]:
 
 
 def load_suite(name: str, params: Source, shift: str | None = None, limit: int | None = None) -> Suite:
-    """The test splits to evaluate on: the whole test set, or with ``shift`` ("r", "c") its changed copies.
+    """The test splits to evaluate on: the whole test set, or with ``shift`` ("r", "c") its shift suite.
 
-    ``limit``: of the changed copies only the first so many images.
+    ``limit``: of the changed copies only the first so many images; of a collected suite as many, evenly spread.
     """
+    collection = _collection(params, shift)
+    if collection is not None:
+        return collected_suite(name, collection, limit)
     dataset = load(params)
     if shift is None:
         return Suite(name, {"test": dataset.test}, dataset)
@@ -63,6 +70,24 @@ def _parts(params: Source, shift: str, limit: int | None, fingerprint: str) -> P
     entry, test = SHIFTS.get(shift), load(params).test
     base = test if limit is None else test.take(torch.arange(min(limit, len(test))))
     return Parts(base, entry.resolve()(entry.params.model_validate({"name": shift})))
+
+
+def _collection(params: Source, shift: str | None) -> Collection | None:
+    """The collected suite that a source has under this shift's name; None where the suite is computed."""
+    if shift is None or (name := suite_of(params, shift)) == shift:
+        return None
+    collection = SHIFTS.get(name).resolve()(params)
+    assert isinstance(collection, Collection)
+    return collection
+
+
+def collected_suite(name: str, collection: Collection, limit: int | None) -> Suite:
+    """The suite of a collection: one part, and the mask of its classes."""
+    dataset = collection.dataset()
+    test = dataset.test
+    if limit is not None and limit < len(test):  # the classes follow each other, so the first images are of one class
+        test = test.take(torch.arange(limit) * len(test) // limit)
+    return Suite(name, {"test": test}, dataset, collection.mask)
 
 
 def _describe(params: Source) -> Description:

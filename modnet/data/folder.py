@@ -12,18 +12,18 @@ import torch
 
 from modnet.chain import Port
 from modnet.data.files import log
-from modnet.data.large import FolderSplit, Reader
+from modnet.data.large import File, FolderSplit, Reader
+from modnet.data.layouts import SUFFIXES
 from modnet.data.sources import Description
 from modnet.data.splits import Split, held_out
 from modnet.errors import RequestError
 from modnet.recipe.sources import Folder
 from modnet.store import sha256_file
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _RESIDENT_BYTES = 1 << 30
 _HASHED_BYTES = 256 << 20  # up to here contents are hashed, so that a copy of a folder counts as the same data
 _TEST_SEED = 20_240_302
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # customary where measuring would read every image
+IMAGENET_MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # customary where measuring would read every image
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Listing:
     """The image files of a folder: for train and test the paths and the class number of each."""
 
     classes: tuple[str, ...]
-    train: tuple[tuple[Path, int], ...]
-    test: tuple[tuple[Path, int], ...]
+    train: tuple[tuple[File, int], ...]
+    test: tuple[tuple[File, int], ...]
 
 
 def image_folder(params: Folder) -> Description:
@@ -45,12 +45,11 @@ def image_folder(params: Folder) -> Description:
         raise RequestError(f"data {params.name!r}: channels is 2; images are read with 1 (grey) or 3 (colour).")
     listing = listed(Path(params.path).expanduser(), params.name)
     port = Port.of("image", channels=params.channels, size=params.size)
-    count = len(listing.train) + len(listing.test)
-    small = count * params.channels * params.size**2 <= _RESIDENT_BYTES
-    resident = small if params.resident is None else params.resident
-    moments = None if resident else (_IMAGENET if params.channels == 3 else ((0.5,), (0.25,)))
-    facts = json.dumps([_fingerprint(listing), params.size, params.channels, resident])
-    return Description(listing.classes, port, facts, functools.partial(_read, listing, params, resident), moments)
+    resident = held(listing, port, params.resident)
+    moments = None if resident else (IMAGENET_MOMENTS if params.channels == 3 else ((0.5,), (0.25,)))
+    facts = json.dumps([fingerprint(listing), params.size, params.channels, resident])
+    read = functools.partial(splits, listing, Reader(params.size, params.channels), resident, params.name, params.path)
+    return Description(listing.classes, port, facts, read, moments)
 
 
 def listed(root: Path, name: str) -> Listing:
@@ -77,11 +76,11 @@ def listed(root: Path, name: str) -> Listing:
     return Listing(classes, tuple(train_files), tuple((path, numbers[y]) for path, y in test_files))
 
 
-def _class_files(root: Path, name: str) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+def _class_files(root: Path, name: str) -> tuple[tuple[str, ...], list[tuple[File, int]]]:
     folders = sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not folders:
         raise RequestError(f"data {name!r}: {root} has no folders; it needs one folder of images for each class.")
-    files: list[tuple[Path, int]] = []
+    files: list[tuple[File, int]] = []
     for number, folder in enumerate(folders):
         images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not images:
@@ -98,8 +97,15 @@ def _several(classes: tuple[str, ...], root: Path, name: str) -> None:
         )
 
 
-def _fingerprint(listing: Listing) -> str:
-    every = [(path, label) for part in (listing.train, listing.test) for path, label in part]
+def held(listing: Listing, port: Port, asked: bool | None) -> bool:
+    """Whether the images are held in memory: as asked, else where they are small."""
+    count = len(listing.train) + len(listing.test)
+    return count * port["channels"] * port["size"] ** 2 <= _RESIDENT_BYTES if asked is None else asked
+
+
+def fingerprint(listing: Listing) -> str:
+    """A SHA-256 of the names and contents of files on the disk, or of their names, sizes and times if they are many."""
+    every = [(Path(str(file)), label) for part in (listing.train, listing.test) for file, label in part]
     stats = [path.stat() for path, _ in every]
     hashed = sum(s.st_size for s in stats) <= _HASHED_BYTES
     facts: list[object] = [listing.classes, len(listing.train)]
@@ -114,13 +120,13 @@ def _content(path: Path, size: int, time: int) -> str:
     return sha256_file(path)
 
 
-def _read(listing: Listing, params: Folder, resident: bool) -> tuple[Split, Split]:
-    reader = Reader(params.size, params.channels)
-    splits: list[Split] = []
+def splits(listing: Listing, reader: Reader, resident: bool, name: str, where: str) -> tuple[Split, Split]:
+    """The train and test sets of a listing, read into memory if ``resident``."""
+    made: list[Split] = []
     for part in (listing.train, listing.test):
         labels = torch.tensor([label for _, label in part], dtype=torch.int64)
-        large = FolderSplit([path for path, _ in part], labels, torch.arange(len(part)), reader)
-        splits.append(Split(large.images, labels, large.ids) if resident else large)
+        large = FolderSplit([file for file, _ in part], labels, torch.arange(len(part)), reader)
+        made.append(Split(large.images, labels, large.ids) if resident else large)
     place = "held in memory" if resident else "read as they are needed"
-    log.info("%s: %d images in %s, %s", params.name, sum(map(len, splits)), params.path, place)
-    return splits[0], splits[1]
+    log.info("%s: %d images in %s, %s", name, sum(map(len, made)), where, place)
+    return made[0], made[1]

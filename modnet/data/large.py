@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +28,17 @@ from modnet.recipe.training import Crop, Erase, Flip, RandAugment
 from modnet.registry import Params
 
 Change = Callable[[Tensor, int], Tensor]  # one uint8 image (C, H, W) and its id
+
+
+class Encoded(Protocol):
+    """An image that lies in a file of many; ``str()`` says which it is."""
+
+    def open(self) -> IO[bytes]:
+        """Its encoded bytes, as a file."""
+        ...
+
+
+File = Path | Encoded
 _READ_AT_ONCE = 64
 
 
@@ -42,20 +54,28 @@ def default_workers() -> int:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads an image file as uint8 (channels, size, size): shorter side resized, middle square kept."""
+    """Reads an image file as uint8 (channels, size, size): shorter side resized, middle square kept.
+
+    ``squash``: both sides are resized instead, bicubically, so that all of the image is kept but not its shape.
+    """
 
     size: int
     channels: int
+    squash: bool = False
 
-    def __call__(self, path: Path) -> Tensor:
+    def __call__(self, file: File) -> Tensor:
         """Raises RunFailed naming a file that is no image or is damaged."""
         try:
-            with Image.open(path) as opened:
+            with Image.open(file if isinstance(file, Path) else file.open()) as opened:
                 image = ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
-            fitted = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR)
+            square = (self.size, self.size)
+            if self.squash:
+                fitted = image.resize(square, Image.Resampling.BICUBIC)
+            else:
+                fitted = ImageOps.fit(image, square, Image.Resampling.BILINEAR)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RunFailed(
-                f"cannot read the image {path}: {error}. Mend or remove the file, then start again."
+                f"cannot read the image {file}: {error}. Mend or remove the file, then start again."
             ) from error
         return (
             torch.from_numpy(np.array(fitted)).view(self.size, self.size, self.channels).permute(2, 0, 1).contiguous()
@@ -84,12 +104,12 @@ def _stacked(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, str]:
 class FolderSplit(Split):
     """A split whose images stay on disk; it offers all that a resident one does."""
 
-    files: Sequence[Path]
+    files: Sequence[File]
     reader: Reader
     workers: int
 
     def __init__(
-        self, files: Sequence[Path], labels: Tensor, ids: Tensor, reader: Reader, workers: int | None = None
+        self, files: Sequence[File], labels: Tensor, ids: Tensor, reader: Reader, workers: int | None = None
     ) -> None:
         values = {"files": files, "labels": labels, "ids": ids, "reader": reader}
         for name, value in {**values, "workers": default_workers() if workers is None else workers}.items():
@@ -111,7 +131,7 @@ class FolderSplit(Split):
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images (B, C, H, W) and labels (B,), in order; the last batch may be partial."""
-        rows = list(torch.arange(len(self)).split(size))
+        rows = list(torch.arange(len(self)).split(size)) if len(self) else []
         for some, images in zip(rows, self.read(rows), strict=True):
             yield images, self.labels[some]
 

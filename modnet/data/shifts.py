@@ -28,11 +28,15 @@ Change = Callable[[Tensor, Tensor], Tensor]  # uint8 images (B, C, H, W) and ids
 
 @dataclass(frozen=True)
 class Suite:
-    """Named test splits of one source, with the same labels; ``parts`` makes each one when it is asked for."""
+    """Named test splits of one source; ``parts`` makes each one when it is asked for.
+
+    ``mask``: bool (classes,), the classes that may be predicted, where the suite does not have all of them.
+    """
 
     name: str
     parts: Mapping[str, Split]
     dataset: Dataset
+    mask: Tensor | None = None
 
 
 class ChangedFolder(FolderSplit):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Protocol
 
+from torch import Tensor
+
 from modnet.chain import Chain
 from modnet.evaluation.accuracy import Images, Normaliser, Scores, measure
 
@@ -22,6 +24,11 @@ class Parts(Protocol):
     @property
     def dataset(self) -> Normaliser:
         """The data set that they were made of."""
+        ...
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The classes that may be predicted, bool (classes,); None: all."""
         ...
 
 
@@ -40,6 +47,6 @@ class SuiteScores:
 
 def measure_suite(chain: Chain, suite: Parts, batch: int = 512) -> SuiteScores:
     """Score a chain on every part of a suite; each part weighs the same in the mean."""
-    scores = {name: measure(chain, images, suite.dataset, batch) for name, images in suite.parts.items()}
+    scores = {name: measure(chain, images, suite.dataset, batch, suite.mask) for name, images in suite.parts.items()}
     means = {metric: fmean(getattr(s, metric) for s in scores.values()) for metric in ("top1", "top5", "nll", "ece")}
     return SuiteScores(scores, Scores(**means, count=sum(s.count for s in scores.values())))

@@ -9,9 +9,9 @@ from modnet.errors import RequestError
 from modnet.recipe.document import Document
 from modnet.recipe.fields import references
 from modnet.recipe.problems import either
-from modnet.recipe.sources import Source
+from modnet.recipe.sources import Source, shifts
 from modnet.recipe.stages import Stage
-from modnet.registry import DATA, SHIFTS, Params, nearest
+from modnet.registry import DATA, Params, nearest
 
 
 class Named(Protocol):
@@ -38,17 +38,17 @@ def resolve_suite(name: str, recipe: Named) -> tuple[Source, str | None]:
     """
     if source := _source(name, recipe):
         return source, None
-    for suffix in SHIFTS.names():
+    for suffix in shifts():
         base = name.removesuffix(f"-{suffix}")
         if base != name and (source := _source(base, recipe)):
             return source, suffix
     known = [*recipe.data, *DATA.names()]
-    known += [f"{base}-{suffix}" for base in dict.fromkeys(known) for suffix in SHIFTS.names()]
+    known += [f"{base}-{suffix}" for base in dict.fromkeys(known) for suffix in shifts()]
     near = nearest(name, known)
     hint = f"; did you mean {either(near)}?" if near else ""
     raise RequestError(
         f"no test set is called {name!r}: it is a name under `data`, a registered source ({', '.join(DATA.names())}), "
-        f"or one of them with a shift ({', '.join('-' + s for s in SHIFTS.names())}){hint}"
+        f"or one of them with a shift ({', '.join('-' + s for s in shifts())}){hint}"
     )
 
 

@@ -37,6 +37,27 @@ class Folder(Source):
     resident: Annotated[bool | None, Unkeyed()] = None  # None: in memory when it is at most 1 GiB as uint8
 
 
+class Pictures(Source):
+    """A published set of pictures in the data folder, in the folder ``path``, or on Hugging Face as ``hub``."""
+
+    path: Annotated[str | None, Unkeyed()] = None
+    hub: Annotated[str | None, Unkeyed()] = None  # such as zh-plus/tiny-imagenet
+    size: PositiveInt = 64
+    resident: Annotated[bool | None, Unkeyed()] = None  # None: in memory when it is at most 1 GiB as uint8
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Pictures":
+        if self.path is not None and self.hub is not None:
+            raise ValueError("give path or hub, not both")
+        return self
+
+
+class ImageNets(Pictures):
+    """ImageNet or a part of its classes; ``renditions`` is the folder of ImageNet-R, for the suite ``-r``."""
+
+    renditions: Annotated[str | None, Unkeyed()] = None  # None: imagenet-r in the data folder
+
+
 _FASHION = {"size": 28, "channels": 1, "classes": 10}
 _DIGITS = {"size": 8, "channels": 1, "classes": 10}
 _CIFAR = {"size": 32, "channels": 3}
@@ -59,6 +80,20 @@ for _name, _per_class, _facts, _about in (
 ):
     _builder = f"modnet.data.sources:{_name.replace('-', '_')}"
     DATA.register(_name, Source, _builder, smoke=_few(_per_class), about=_about, facts=_facts)
+_ABOUT = {
+    "tiny-imagenet": "110,000 photographs, 64 x 64, 200 classes of ImageNet",
+    "imagenet": "ILSVRC 2012: 1,331,167 photographs, 1,000 classes",
+    "cub": "CUB-200-2011: 11,788 photographs of birds, 200 species",
+}
+for _name, _params, _size, _classes in (
+    ("tiny-imagenet", ImageNets, 64, 200),
+    ("imagenet", ImageNets, 224, 1000),
+    ("cub", Pictures, 224, 200),
+):
+    _builder = f"modnet.data.published:{_name.replace('-', '_')}"
+    _facts = {"channels": 3, "classes": _classes}
+    _preset = {"size": _size}
+    DATA.register(_name, _params, _builder, preset=_preset, smoke=_few(4), about=_ABOUT[_name], facts=_facts)
 _about = "own images, one folder a class"
 DATA.register("image-folder", Folder, "modnet.data.folder:image_folder", smoke=_few(24), about=_about)
 
@@ -69,5 +104,23 @@ class Shift(Params):
     name: str
 
 
+class Collected(Shift):
+    """A shift suite of one source: images of its own, of some of the source's classes, among which one is chosen."""
+
+
 SHIFTS.register("r", Shift, "modnet.data.shifts:renditions", about="renditions: the style changes, not the content")
 SHIFTS.register("c", Shift, "modnet.data.shifts:corruptions", about="common corruptions at 5 severities")
+for _name, _count in (("tiny-imagenet-r", 62), ("imagenet-r", 200)):
+    _about = f"ImageNet-R: renditions of {_count} classes of {_name.removesuffix('-r')}, predictions masked to them"
+    SHIFTS.register(_name, Collected, f"modnet.data.collected:{_name.replace('-', '_')}", about=_about)
+
+
+def shifts() -> list[str]:
+    """The suffixes of the suites that every source has."""
+    return [name for name in SHIFTS.names() if not issubclass(SHIFTS.get(name).params, Collected)]
+
+
+def suite_of(source: Source, shift: str) -> str:
+    """The name of a source's shift suite in the registry: its own collected one (``imagenet-r``), else the shift."""
+    own = f"{DATA.get(source.name).base}-{shift}"
+    return own if own in SHIFTS.names() else shift

@@ -10,8 +10,9 @@ from modnet.recipe.document import Document
 from modnet.recipe.fields import Kind, Ref, references
 from modnet.recipe.problems import either
 from modnet.recipe.references import Named, resolve_suite
+from modnet.recipe.sources import shifts
 from modnet.recipe.stages import Stage
-from modnet.registry import SHIFTS, Params, nearest
+from modnet.registry import Params, nearest
 
 SECTIONS: Mapping[Kind, str] = {"data": "data", "model": "models", "stage": "stages"}
 PHRASES: Mapping[Kind, str] = {"data": "data", "model": "a model", "stage": "a stage"}
@@ -53,7 +54,7 @@ class _Names:
             if any(not isinstance(section, dict | None) for section in sections):
                 return True
             base, dash, suffix = target.rpartition("-")
-            return bool(dash) and suffix in SHIFTS and self.unread(base)
+            return bool(dash) and suffix in shifts() and self.unread(base)
         return not any(target in table for table in read)
 
     def kind(self, target: str) -> Kind | None:

@@ -114,7 +114,7 @@ def test_training_goes_on_after_measuring(tiny: Tiny, random_images: Any) -> Non
 
 def test_a_suite_weighs_its_parts_alike(tiny: Tiny, random_images: Any) -> None:
     images = {"sketch": random_images(10, seed=1), "poster": random_images(30, seed=2)}
-    chain, suite = tiny(), SimpleNamespace(dataset=random_images(), parts=images)
+    chain, suite = tiny(), SimpleNamespace(dataset=random_images(), parts=images, mask=None)
     scores = measure_suite(chain, suite)
     parts = {name: measure(chain, part, part) for name, part in images.items()}
     assert scores.parts == parts
