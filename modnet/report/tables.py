@@ -59,12 +59,17 @@ COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
 )
 
 
+LONGEST_STAGE = 18
+MOST_STAGES_ACROSS = 5
+MOST_PAIRS = 15
+
+
 def results_table(summary: Mapping[str, Any], width: int = 80) -> RenderableType:
     """Rows of results, as many columns as the terminal holds; each shift suite; the paired differences over seeds."""
     rows = summary["rows"]
     shown = [c for c in COLUMNS if c[3] <= width and any(c[0] in row for row in rows.values())]
     table = Table(title=_title(summary), title_justify="left", header_style="bold")
-    table.add_column("stage", overflow="fold")
+    table.add_column("stage", no_wrap=max(map(len, rows)) <= LONGEST_STAGE, overflow="fold")
     for _, heading, _, _ in shown:
         table.add_column(heading, justify="right")
     for name, row in rows.items():
@@ -84,12 +89,21 @@ def _suite(suite: str, by_stage: Mapping[str, Any]) -> Table | None:
     if len(parts) <= 2:  # one part and its mean
         return None
     table = Table(title=f"{suite}, top-1 %", title_justify="left", header_style="bold")
-    table.add_column("part")
-    for stage in columns:
-        table.add_column(stage, justify="right", overflow="fold")
-    for part in parts:
-        table.add_row(part, *(f"{values[part]:.2f}" for values in columns.values()), end_section=part == parts[-2])
+    if len(columns) > MOST_STAGES_ACROSS:
+        table.box, table.padding = None, (0, 1, 0, 0)
+        _add(table, "stage", parts, {stage: [values[part] for part in parts] for stage, values in columns.items()})
+    else:
+        _add(table, "part", list(columns), {part: [values[part] for values in columns.values()] for part in parts})
+        table.rows[-2].end_section = True
     return table
+
+
+def _add(table: Table, corner: str, headings: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
+    table.add_column(corner, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.2f}" for value in values))
 
 
 def _by_change(top1: Mapping[str, Interval]) -> dict[str, float]:
@@ -106,10 +120,16 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 def _differences(summary: Mapping[str, Any]) -> list[Text]:
+    """A line for every pair; of very many pairs, those of one budget (``METHOD_BUDGET``, the same after the last _)."""
     if len(summary["seeds"]) < 2:
         return []
+    pairs = summary["differences"]
+    if len(pairs) > MOST_PAIRS:
+        pairs = {
+            pair: found for pair, found in pairs.items() if len({n.rpartition("_")[2] for n in pair.split(" - ")}) == 1
+        }
     lines = []
-    for pair, metrics in summary["differences"].items():
+    for pair, metrics in pairs.items():
         told = ", ".join(
             f"{metric} {value['mean']:+.2f} ± {value['half_width']:.2f}" for metric, value in metrics.items()
         )
