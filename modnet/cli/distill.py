@@ -51,8 +51,8 @@ def distill(
         recipe, verb = SHIPPED, None  # to its end: the student is assembled and measured, too
     elif filling or weights or pretrained:
         raise RequestError(
-            "--teacher, --student, --data, --weights and --pretrained fill the shipped recipe; in a recipe of your own, "
-            f"write overrides: {' '.join(filling) or 'models.NAME.weights=FILE'}"
+            "--teacher, --student, --data, --weights and --pretrained fill the shipped recipe; in a recipe of your "
+            f"own, write overrides: {' '.join(filling) or 'models.NAME.weights=FILE'}"
         )
     run_verb(
         verb,

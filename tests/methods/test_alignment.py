@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from modnet.chain import Chain, Pass
 from modnet.engine.batch import Batch
 from modnet.errors import RunFailed
-from modnet.methods.alignment import AlignObjective, Alignment, feature_distance
+from modnet.methods.alignment import Alignment, AlignObjective, feature_distance
 from modnet.randomness import Key
 from modnet.recipe.stages import Align
 from tests.methods.conftest import Lab
@@ -31,7 +31,7 @@ stages:
     student: small
     teacher: teacher
     meta: {from: teacher, epochs: 6, evaluate_every: 6}
-  ordinary: {run: train, model: transfer_meta_model, epochs: 6, evaluate_every: 6}
+  ordinary: {run: train, model: transfer_meta_model, epochs: 6, evaluate_every: 6, seed: 1}
 """
 
 
@@ -45,10 +45,10 @@ def stage(**values: Any) -> Align:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("aligned")
     (folder / "r.yaml").write_text(RECIPE)
-    yield Lab(folder / "runs", folder / "r.yaml")
+    return Lab(folder / "runs", folder / "r.yaml")
 
 
 def test_every_hybrid_is_close_to_the_teacher(lab: Lab) -> None:

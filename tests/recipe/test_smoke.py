@@ -54,9 +54,9 @@ def test_a_smoke_size_changes_nothing_in_the_recipe_itself(recipe: Read, full: s
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("smoke: {epoch: 3}", "r.yaml:29:9: smoke.epoch: 3: there is no such key; did you mean 'epochs'?"),
-        ("smoke: {images: 0}", "r.yaml:29:17: smoke.images: 0: must be more than 0"),
-        ("smoke: tiny", "r.yaml:29:8: smoke: 'tiny': wants a mapping, such as {images: 4, epochs: 6}"),
+        ("smoke: {epoch: 3}", "r.yaml:26:9: smoke.epoch: 3: there is no such key; did you mean 'epochs'?"),
+        ("smoke: {images: 0}", "r.yaml:26:17: smoke.images: 0: must be more than 0"),
+        ("smoke: tiny", "r.yaml:26:8: smoke: 'tiny': wants a mapping, such as {images: 4, epochs: 6}"),
     ],
 )
 def test_a_wrong_smoke_size(errors: Wrong, full: str, text: str, line: str) -> None:
