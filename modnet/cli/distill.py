@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from modnet.cli.common import HOME, Debug, Device, DryRun, Overrides, Runs, Seed
 from modnet.errors import RequestError
 
 SHIPPED = "distill"
+IMAGES = "fashion-mnist"  # the recipe's own
 
 
 def distill(
@@ -22,6 +24,10 @@ def distill(
     ] = None,
     student: Annotated[str | None, typer.Option("--student", metavar="MODEL", help="Its student.")] = None,
     data: Annotated[str | None, typer.Option("--data", metavar="SOURCE", help="Its images.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="The teacher's weights, safetensors.")
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="The weights that timm has for it.")] = False,
     smoke: Smoke = False,
     dry_run: DryRun = False,
     seeds: Seeds = None,
@@ -41,11 +47,12 @@ def distill(
     if recipe is None:
         if teacher is None:
             raise RequestError("name a recipe, or a teacher: modnet distill --teacher vit-b")
+        filling += brought(teacher, data or IMAGES, weights, pretrained, smoke)
         recipe, verb = SHIPPED, None  # to its end: the student is assembled and measured, too
-    elif filling:
+    elif filling or weights or pretrained:
         raise RequestError(
-            "--teacher, --student and --data fill the shipped recipe; in a recipe of your own, "
-            f"write overrides: {' '.join(filling)}"
+            "--teacher, --student, --data, --weights and --pretrained fill the shipped recipe; in a recipe of your "
+            f"own, write overrides: {' '.join(filling) or 'models.NAME.weights=FILE'}"
         )
     run_verb(
         verb,
@@ -58,6 +65,22 @@ def distill(
         threads=threads,
         device=device,
     )
+
+
+def brought(teacher: str, source: str, weights: Path | None, pretrained: bool, smoke: bool) -> list[str]:
+    """The overrides for a teacher that brings its weights, told as they are; raises RequestError for both kinds."""
+    if weights is not None and pretrained:
+        raise RequestError("--weights FILE and --pretrained both say where the teacher's weights come from: give one")
+    if weights is None and not pretrained:
+        return []
+    if smoke:
+        typer.echo("note: a smoke run is of another size, and loads no weights: the teacher is trained instead")
+        return []
+    from modnet.cli.teachers import with_weights
+
+    filling, said = with_weights(teacher, source, weights=weights, pretrained=pretrained)
+    typer.echo(f"note: {said}")
+    return filling
 
 
 def fill(path: str, name: str) -> str:

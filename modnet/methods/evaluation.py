@@ -56,7 +56,7 @@ class Evaluation:
         changed = [scores for _, shift, scores in measured if shift is not None]
         if changed:
             row["shift_top1"] = changed[0].mean.top1
-        return row | self.costs(name, network, suites[0][0].dataset.port)
+        return row | self.val(name) | self.costs(name, network, suites[0][0].dataset.port)
 
     def scores(self, name: str, network: Chain, suite: Suite) -> SuiteScores:
         """A network's scores on a suite; raises RequestError if they do not fit each other."""
@@ -70,6 +70,12 @@ class Evaluation:
             return {}
         assembled = self.inputs.stored(name, BEFORE)
         return {"before": measure_suite(seeing(assembled, suite), suite, self.stage.batch).mean.top1}
+
+    def val(self, name: str) -> Row:
+        """Top-1 on val of the weights that the stage gave, as the stage measured it."""
+        result = self.inputs.store.result(self.inputs.keys[name])
+        top1 = result["metrics"].get(NETWORK, {}).get("top1", result.get("meta_val_top1"))
+        return {} if top1 is None else {"val_top1": top1}
 
     def costs(self, name: str, network: Chain, port: Port) -> Row:
         """Size, training cost and, if asked for, speed."""

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from modnet.errors import RequestError
 from modnet.recipe import models, sources  # noqa: F401  (they register what recipes may name)
 from modnet.recipe.checks import check_stage
 from modnet.recipe.document import Document, read
+from modnet.recipe.explain import explain
 from modnet.recipe.metas import expand_metas
 from modnet.recipe.overrides import apply
 from modnet.recipe.plugins import load_plugins
@@ -19,6 +22,7 @@ from modnet.recipe.references import in_order
 from modnet.recipe.schema import Parts, read_parts
 from modnet.recipe.shipped import find_recipe
 from modnet.recipe.single import single_stage
+from modnet.recipe.smoke import SmokeSize
 from modnet.recipe.smoke import smoke as at_smoke_size
 from modnet.recipe.targets import check_references
 
@@ -40,12 +44,12 @@ def load_recipe(
     expand_metas(document)
     parts = read_parts(document)
     _check(document, parts)
-    title, own_seed = _title(document, path), _seed(document)
+    title, own_seed, size = _title(document, path), _seed(document), _smoke_size(document)
     if document.problems:
         raise RecipeError(document.name, document.problems)
     seed = own_seed if seed is None else seed
     recipe = Recipe(title, seed, parts.data, parts.models, parts.stages, path, plugins, notes=parts.notes)
-    return at_smoke_size(recipe) if smoke else recipe
+    return at_smoke_size(recipe, size) if smoke else recipe
 
 
 def _text(path: Path) -> str:
@@ -89,3 +93,15 @@ def _seed(document: Document) -> int:
         document.complain(("seed",), "wants a whole number")
         return 0
     return seed
+
+
+def _smoke_size(document: Document) -> SmokeSize:
+    held = document.data.get("smoke", {})
+    if not isinstance(held, dict):
+        document.complain(("smoke",), "wants a mapping, such as {images: 4, epochs: 6}")
+        return SmokeSize()
+    try:
+        return SmokeSize.model_validate(held, strict=True)
+    except ValidationError as error:
+        explain(document, ("smoke",), SmokeSize, error)
+        return SmokeSize()

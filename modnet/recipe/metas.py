@@ -84,8 +84,8 @@ def _twin(document: Document, source: Path, made: str, teacher: Any) -> str:
         return model or next(iter(models), "")
     if not {"width", "depths"} <= type(params).model_fields.keys():
         message = (
-            f"needs `model:` as well: {values['name']} has no smaller twin of its own; name a network as wide as the "
-            "teacher, with as many modules and tokens, such as {name: vit, width: …, depths: [1, 1, 1, 1]}"
+            f"needs `model:` as well: {values['name']} has no smaller twin of its own; give `models` a network as wide "
+            "as the teacher, with as many modules and tokens, such as {name: vit, width: …, depths: [1, 1, 1, 1]}"
         )
         document.complain(source, message, quote=False)
         return model

@@ -20,7 +20,7 @@ from modnet.recipe.sources import Source
 from modnet.recipe.stages import DISTILLERS, Stage, stage_class
 from modnet.registry import DATA, MODELS, VERBS, Params, Registry, UnknownName, nearest
 
-SECTIONS = ("name", "seed", "plugins", "data", "models", "defaults", "stages")
+SECTIONS = ("name", "seed", "plugins", "data", "models", "defaults", "stages", "smoke")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from pydantic import PositiveInt
+
 from modnet.recipe.fields import Choice, marker
 from modnet.recipe.problems import shown
 from modnet.recipe.recipe import Recipe
+from modnet.recipe.sources import Source
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import DATA, MODELS, Params, Registry
 
@@ -17,12 +20,25 @@ BATCH, EVALUATE_BATCH, EVALUATE_LIMIT = 32, 64, 64
 WIDEST, NARROWEST = 16, 8
 
 
-def smoke(recipe: Recipe) -> Recipe:
+class SmokeSize(Params):
+    """A recipe's own ``smoke:``, where it shows something only if its networks learn something.
+
+    ``images``: how many times the images that each source registers. ``epochs``: of the longest stage; the others keep
+    their proportion to it, and each that trains keeps one epoch at least.
+    """
+
+    images: PositiveInt = 1
+    epochs: PositiveInt = 1
+
+
+def smoke(recipe: Recipe, size: SmokeSize | None = None) -> Recipe:
     """The recipe at its smoke size: ``reductions`` lists ``models.vit_l.width: 64 -> 16`` and so on."""
+    size = size or SmokeSize()
     factor = common_factor(recipe.models)
-    data = {name: _shrunk(DATA, source, factor) for name, source in recipe.data.items()}
+    share = min(1.0, size.epochs / max(1, *(getattr(stage, "epochs", 0) for stage in recipe.stages.values())))
+    data = {name: _few(source, factor, size.images) for name, source in recipe.data.items()}
     models = {name: _shrunk(MODELS, model, factor) for name, model in recipe.models.items()}
-    stages = {name: _short(stage, factor) for name, stage in recipe.stages.items()}
+    stages = {name: _short(stage, factor, share) for name, stage in recipe.stages.items()}
     told: list[str] = []
     for name in data:
         told += _changes(f"data.{name}", recipe.data[name], data[name])
@@ -56,14 +72,23 @@ def _shrunk(registry: Registry, params: T, factor: int) -> T:
     return small(params, factor) if small else params  # type: ignore[return-value]
 
 
-def _short(stage: Stage, factor: int) -> Stage:
+def _few(source: Source, factor: int, times: int) -> Source:
+    """So many times the images of the source's smoke size, but no more than it has without it."""
+    small = _shrunk(DATA, source, factor)
+    if small.per_class is None or small == source:
+        return small
+    return small.changed(per_class=min(times * small.per_class, source.per_class or times * small.per_class))
+
+
+def _short(stage: Stage, factor: int, share: float) -> Stage:
     if isinstance(stage, TrainingStage):
         batch = min(stage.batch, BATCH)
+        epochs = min(stage.epochs, max(1, round(stage.epochs * share)))
         values: dict[str, Any] = {
-            "epochs": min(stage.epochs, 1),
+            "epochs": epochs,
             "batch": batch,
             "accumulate": min(stage.accumulate, batch),
-            "evaluate_every": 1,
+            "evaluate_every": max(1, epochs),  # once, at the end
         }
         for name in type(stage).model_fields:
             held, choice = getattr(stage, name), marker(type(stage), name, Choice)

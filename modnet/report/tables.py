@@ -43,6 +43,7 @@ def seconds(value: Interval) -> str:
 COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     # metric, heading, form, how wide the terminal must be to show it
     ("before", "before\nfine-tuning", percent, 0),
+    ("val_top1", "val\ntop-1 %", percent, 90),
     ("top1", "test\ntop-1 %", percent, 0),
     ("shift_top1", "shifted\ntop-1 %", percent, 0),
     ("top5", "top-5 %", percent, 120),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import modnet
@@ -15,8 +18,10 @@ from modnet.cli.common import parse_seeds
 from modnet.cli.distill import fill
 from modnet.cli.ls import headline
 from modnet.cli.main import app
+from modnet.cli.teachers import with_weights
 from modnet.errors import RequestError
 from modnet.recipe import Recipe, load_recipe, stage_keys
+from modnet.registry import DATA
 
 invoke = CliRunner().invoke
 
@@ -83,8 +88,81 @@ def test_distill_without_a_recipe_fills_the_shipped_one(calls: list) -> None:
     assert recipe.models["teacher"].width == 768  # type: ignore[attr-defined]
     assert (recipe.models["student"].width, recipe.models["student"].drop_path) == (384, 0.1)  # type: ignore[attr-defined]
     assert recipe.data["images"].name == "cifar10"
-    assert [s.run for s in recipe.stages.values()] == ["train", "distill", "assemble", "evaluate"]
+    assert [s.run for s in recipe.stages.values()] == ["train", "distill", "assemble", "train", "evaluate"]
     assert options["verb"] is None, "it goes on to the table"
+
+
+def test_the_student_is_compared_with_itself_end_to_end_on_equal_terms() -> None:
+    for smoke in (False, True):
+        stages = load_recipe("distill", smoke=smoke).stages
+        _, transfer, network, baseline, verdict = (stages[name].model_dump() for name in stages if stages[name])
+        assert transfer["epochs"] + network["epochs"] == baseline["epochs"]
+        for key in ("data", "batch", "optimizer", "schedule", "augment"):
+            assert transfer[key] == network[key] == baseline[key]
+        assert transfer["student"] == baseline["model"]
+        assert verdict["of"][:2] == ("network", "baseline")
+
+
+@pytest.mark.parametrize(
+    ("data", "epochs", "said"),
+    [
+        ("image-folder", 2, "are for 1000 classes, and image-folder has an unknown number of them: stage"),
+        ("cifar10", 2, "are for 1000 classes, and cifar10 has 10: stage trained_teacher fine-tunes it, 2 epochs"),
+        ("thousand", 0, "tell 1000 classes apart: it teaches as it is"),
+    ],
+)
+def test_a_pretrained_teacher_is_fine_tuned_only_for_other_classes(
+    monkeypatch: pytest.MonkeyPatch, data: str, epochs: int, said: str
+) -> None:
+    known = DATA.get("cifar10")
+    monkeypatch.setitem(DATA._entries, "thousand", dataclasses.replace(known, facts={"classes": 1000}))
+    filling, told = with_weights("timm:vit_tiny_patch16_224", data, weights=None, pretrained=True)
+    assert filling[:2] == ["models.teacher.pretrained=true", f"stages.trained_teacher.epochs={epochs}"]
+    assert said in told
+
+
+def test_the_classes_of_a_file_are_those_of_its_head(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"head.weight": np.zeros((10, 4), np.float32)}, file)
+    teacher = "timm:vit_tiny_patch16_224"
+    filling, _ = with_weights(teacher, "fashion-mnist", weights=file, pretrained=False)
+    assert filling == [f"models.teacher.weights={file}", "stages.trained_teacher.epochs=0"]
+    save_file({"fc.weight": np.zeros((10, 4), np.float32)}, file)
+    assert "stages.trained_teacher.epochs=2" in with_weights(teacher, "digits", weights=file, pretrained=False)[0]
+    file.write_bytes(b"nonsense")
+    with pytest.raises(RequestError, match="no safetensors file"):
+        with_weights(teacher, "digits", weights=file, pretrained=False)
+
+
+def test_distilling_from_weights(calls: list, tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_file({"head.weight": np.zeros((10, 4), np.float32)}, file)
+    names = ["--teacher", "timm:vit_tiny_patch16_224", "--weights", str(file)]
+    recipe, _ = handed(calls, "distill", *names, "models.student={name: timm:vit_tiny_patch16_224}")
+    assert recipe.models["teacher"].weights == str(file)  # type: ignore[attr-defined]
+    assert recipe.stages["trained_teacher"].epochs == 0  # type: ignore[attr-defined]
+
+
+def test_a_smoke_run_trains_the_teacher_instead_of_loading_it(calls: list) -> None:
+    recipe, _ = handed(calls, "distill", "--teacher", "vit-b", "--pretrained", "--smoke")
+    assert recipe.stages["trained_teacher"].epochs == 8  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--teacher", "timm:vit_tiny", "--pretrained", "--weights", "x"], "give one"),
+        (["smoke/kd", "--pretrained"], "write overrides: models.NAME.weights=FILE"),
+        (["--teacher", "timm:vit_tiny", "--weights", "/nowhere/x"], "no safetensors file that can be read"),
+        (["--teacher", "vit-b", "--pretrained", "--data", "cifar1"], "did you mean 'cifar10'"),
+        (["--teacher", "vit-b", "--pretrained"], "models.teacher.pretrained: true: there is no such key"),
+    ],
+)
+def test_wrong_weights(calls: list, words: list[str], part: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        invoke(app, ["distill", *words], catch_exceptions=False)
+    assert part in str(caught.value)
+    assert not calls
 
 
 def test_a_timm_teacher_takes_the_place_of_the_whole_model() -> None:

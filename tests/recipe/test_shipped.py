@@ -10,7 +10,7 @@ from modnet.errors import RequestError
 from modnet.recipe import find_recipe, load_recipe, shipped_recipes
 from modnet.recipe.stages import Evaluate
 
-SMOKE = {"smoke/e2e", "smoke/kd", "smoke/incubation", "smoke/m2mkd", "smoke/m2m-features"}
+SMOKE = {"smoke/e2e", "smoke/kd", "smoke/incubation", "smoke/m2mkd", "smoke/m2m-features", "smoke/aligned-meta"}
 FASHION = {f"fashion-mnist/{name.split('/')[1]}" for name in SMOKE} | {"fashion-mnist/demo"}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from modnet.recipe import inputs_of, load_recipe, shipped_recipes
 from modnet.recipe.checks import Role
 from modnet.recipe.smoke import common_factor
 from modnet.recipe.stages import TrainingStage
 from modnet.registry import MODELS
-from tests.recipe.conftest import Read
+from tests.recipe.conftest import Read, Wrong
 
 
 def test_every_reduction_is_told(recipe: Read) -> None:
@@ -30,6 +32,35 @@ def test_sizes_and_steps_change_and_nothing_else(recipe: Read) -> None:
     for name, stage in big.stages.items():
         assert type(small.stages[name]) is type(stage)
         assert inputs_of(small.stages[name], small) == inputs_of(stage, big)
+
+
+def test_a_recipe_may_ask_for_more_images_and_epochs_in_proportion(recipe: Read, full: str) -> None:
+    small = recipe(full + "smoke: {images: 4, epochs: 5}\n", "data.tiny={name: digits, per_class: 50}", smoke=True)
+    epochs = {name: getattr(stage, "epochs", None) for name, stage in small.stages.items()}
+    assert epochs == {
+        "meta": 1, "modules": 1, "teacher": 1, "transfer": 1, "student": 5, "imitate": 1, "hinton": 1, "baseline": 5,
+        "verdict": None,
+    }  # fmt: skip
+    assert {name: source.per_class for name, source in small.data.items()} == {"whole": 96, "small": 96, "tiny": 50}
+    assert "stages.student.epochs: 25 -> 5" in small.reductions
+    assert "data.whole.per_class: null -> 96" in small.reductions
+    assert recipe(full + "smoke: {epochs: 99}\n", smoke=True).stages["student"].epochs == 25  # type: ignore[attr-defined]
+
+
+def test_a_smoke_size_changes_nothing_in_the_recipe_itself(recipe: Read, full: str) -> None:
+    assert recipe(full + "smoke: {images: 4, epochs: 5}\n").stages == recipe().stages
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("smoke: {epoch: 3}", "r.yaml:26:9: smoke.epoch: 3: there is no such key; did you mean 'epochs'?"),
+        ("smoke: {images: 0}", "r.yaml:26:17: smoke.images: 0: must be more than 0"),
+        ("smoke: tiny", "r.yaml:26:8: smoke: 'tiny': wants a mapping, such as {images: 4, epochs: 6}"),
+    ],
+)
+def test_a_wrong_smoke_size(errors: Wrong, full: str, text: str, line: str) -> None:
+    assert errors(full + text) == [line]
 
 
 def test_a_stage_that_does_not_train_still_does_not(recipe: Read, full: str) -> None:
