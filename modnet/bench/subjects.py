@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from modnet.bench.moe import moe
 from modnet.bench.pairs import Comparison, compare
 from modnet.chain import Chain, Pass, Port
 from modnet.data import Dataset, Split
@@ -132,4 +133,5 @@ SUBJECTS: dict[str, Callable[[int], list[Comparison]]] = {
     "loader": loader,
     "step": step,
     "modules": modules,
+    "moe": moe,
 }

@@ -13,7 +13,8 @@ from modnet.errors import RequestError
 
 def bench(
     subjects: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help="startup, loader, step, modules [default: all].")
+        list[str] | None,
+        typer.Argument(metavar="[SUBJECT]...", help="startup, loader, step, modules, moe [default: all]."),
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often each pair is timed.")] = 5,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the figures as JSON.")] = None,

@@ -39,4 +39,4 @@ def test_unknown_subjects_are_named() -> None:
     done = CliRunner().invoke(app, ["bench", "warp"])
     assert done.exit_code != 0
     assert "warp" in str(done.exception)
-    assert set(SUBJECTS) == {"startup", "loader", "step", "modules"}
+    assert set(SUBJECTS) == {"startup", "loader", "step", "modules", "moe"}

@@ -117,11 +117,12 @@ def test_muon_sees_each_expert() -> None:
     before = leaf.moe.experts.fc1.weight.detach().clone()
     optimizer = muon(Muon(), chain)
     assert isinstance(optimizer, MuonOptimizer)
+    optimizer.dtype = torch.float32
     x = Key.of(2).normal(torch.arange(3), 64).view(3, 1, 8, 8)
     chain.train()(x, Pass(Key.of(0))).square().sum().backward()
     optimizer.step()
     stack = leaf.moe.experts.fc1.weight
     assert stack.grad is not None
     rate = Muon().lr * rate_factor(stack.shape[1], stack.shape[2], Muon().adjust_lr)
-    expected = -rate * newton_schulz(stack.grad, Muon().ns_steps, optimizer.dtype).float()
-    torch.testing.assert_close(stack.detach() - before, expected, atol=2e-3, rtol=0.05)
+    expected = -rate * newton_schulz(stack.grad, Muon().ns_steps, torch.float32)
+    torch.testing.assert_close(stack.detach() - before, expected, atol=1e-4, rtol=1e-2)
