@@ -35,6 +35,7 @@ from modnet.recipe.models import ViT
 from modnet.recipe.stages import M2mkd
 from modnet.recipe.training import EpochwiseCosine
 from modnet.surgery import hybrid, stitched
+from tests import golden_nac
 
 pytestmark = pytest.mark.golden
 
@@ -366,6 +367,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "distillation_loss": check_distillation_loss,
     "m2mkd_loss": check_m2mkd,
     "lr_and_drop_path": check_schedules,
+    **golden_nac.CHECKS,
 }
 
 # Families and methods that are not written yet: their cases may lie in a larger folder of cases.

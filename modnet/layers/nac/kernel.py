@@ -55,7 +55,7 @@ class Kernel(nn.Module):
         return distance < self.truncation if self.implementation == "masked" else distance <= self.truncation
 
     def log(self, receivers: Tensor, senders: Tensor) -> Tensor:
-        """log K of every pair of signatures, (U, V), with −∞ where it is truncated."""
+        """Log K of every pair of signatures, (U, V), with −∞ where it is truncated."""
         distance = distances(receivers, senders)
         kept = self.kept(distance)
         log_kernel = -distance / self.bandwidth
@@ -73,7 +73,7 @@ class Kernel(nn.Module):
         return torch.sigmoid(logit / self.temperature).clamp(info.tiny, 1 - info.eps).log()
 
     def forward(self, receivers: Tensor, senders: Tensor, ids: Tensor, key: Key | None) -> Tensor:
-        """log K for signatures (U, S) and (V, S): (U, V), or (B, U, V) where it was drawn for the samples ``ids``.
+        """Log K for signatures (U, S) and (V, S): (U, V), or (B, U, V) where it was drawn for the samples ``ids``.
 
         ``key`` is that of this draw; None: nothing is drawn.
         """
@@ -90,7 +90,7 @@ class Kernel(nn.Module):
 
 
 def normalised(log_kernel: Tensor) -> Tensor:
-    """log K with its rows shifted so that K sums to one over the senders; a row without senders stays all −∞."""
+    """Log K with its rows shifted so that K sums to one over the senders; a row without senders stays all −∞."""
     silent = log_kernel.isneginf().all(-1, keepdim=True)
     total = log_kernel.masked_fill(silent, 0).logsumexp(-1, keepdim=True)
     return log_kernel - total
