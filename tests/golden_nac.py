@@ -82,7 +82,8 @@ def gradients(case: Case, layer: nn.Module, result: Tensor, inputs: Mapping[str,
     wanted = [key.removeprefix("out.grad.") for key in sorted(case.waiting) if key.startswith("out.grad.")]
     tensors = [inputs[name] if name in inputs else named[ours(name)] for name in wanted]
     loss = (result * case.given("cotangent")).sum()
-    for name, grad, tensor in zip(wanted, torch.autograd.grad(loss, tensors, allow_unused=True), tensors, strict=True):
+    found: Any = torch.autograd.grad(loss, tensors, allow_unused=True)
+    for name, grad, tensor in zip(wanted, found, tensors, strict=True):
         case.expect(f"grad.{name}", torch.zeros_like(tensor) if grad is None else grad, GRADIENT_TOLERANCE)
 
 
@@ -375,7 +376,7 @@ def signatures_in(leaves: Mapping[str, Tensor], groups: tuple[str, ...] = GROUPS
 def expect_loss(case: Case, loss: Tensor, leaves: Mapping[str, Tensor]) -> None:
     case.expect("loss", loss)
     wanted = [key.removeprefix("out.grad.") for key in sorted(case.waiting) if key.startswith("out.grad.")]
-    found = torch.autograd.grad(loss, [leaves[name] for name in wanted], allow_unused=True)
+    found: Any = torch.autograd.grad(loss, [leaves[name] for name in wanted], allow_unused=True)
     for name, gradient in zip(wanted, found, strict=True):
         case.expect(f"grad.{name}", torch.zeros_like(leaves[name]) if gradient is None else gradient, 1e-4)
 

@@ -49,7 +49,7 @@ class LatentAttention(nn.Module):
 
         A receiver whose every link is cut hears nothing: its row is zero.
         """
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores: Tensor = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         if log_kernel is None or not self.mask_scores:
             return scores.softmax(-1)
         log_kernel = over_heads(log_kernel)
@@ -84,7 +84,8 @@ class LatentAttention(nn.Module):
         return receivers + branch if self.residual else branch
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)
 
 
 def over_heads(log_kernel: Tensor) -> Tensor:

@@ -104,18 +104,7 @@ class WModFC(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        scale = 1 + self.scale(code)  # (U, takes)
+        scale: Tensor = 1 + self.scale(code)  # (U, takes)
         length = (scale.square() @ self.weight.square().T + self.eps).rsqrt()  # (U, gives): one of every row of W
         y = F.linear(x * scale, self.weight) * length
         return y if self.bias is None else y + self.bias
-
-
-def matrices_of(leaf: nn.Module) -> dict[str, int]:
-    """What a leaf of modulated layers declares for optimizers that act on matrices."""
-    found = {}
-    for name, part in leaf.named_modules():
-        if isinstance(part, ModFC | WModFC):
-            found |= {f"{name}.weight": 1, f"{name}.scale.weight": 1}
-        elif isinstance(part, nn.Linear) and not name.endswith("scale"):
-            found[f"{name}.weight"] = 1
-    return found

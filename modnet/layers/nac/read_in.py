@@ -48,7 +48,7 @@ class ReadInAttention(nn.Module):
         query = self.query(self.receiver_norm(states), codes).unflatten(-1, (self.heads, -1))
         back = self.key.weight.unflatten(0, (self.heads, -1))  # (H, h, E)
         asked = torch.einsum("buhd,hde->bhue", query, back) * self.key.scales(codes)
-        scores = asked @ tokens[:, None].transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores: Tensor = asked @ tokens[:, None].transpose(-1, -2) * query.shape[-1] ** -0.5
         return scores.softmax(-1)
 
     def forward(self, states: Tensor, codes: Tensor, tokens: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from modnet.layers.nac.kernel import distances
 
 def lower(distance: Tensor) -> Tensor:
     """Every pair once: the entries below the diagonal, row by row."""
-    rows, columns = torch.tril_indices(*distance.shape, offset=-1, device=distance.device)
+    rows, columns = torch.tril_indices(len(distance), len(distance), -1, device=distance.device)
     return distance[rows, columns]
 
 

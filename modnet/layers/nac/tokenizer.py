@@ -20,7 +20,9 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed: Tensor = super().forward(x.permute(0, 2, 3, 1))
+        moved: Tensor = normed.permute(0, 3, 1, 2)
+        return moved
 
 
 class ConvNeXtBlock(nn.Module):
