@@ -20,9 +20,8 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(channels, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed: Tensor = super().forward(x.permute(0, 2, 3, 1))
-        moved: Tensor = normed.permute(0, 3, 1, 2)
-        return moved
+        normed = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed.permute(0, 3, 1, 2)
 
 
 class ConvNeXtBlock(nn.Module):
