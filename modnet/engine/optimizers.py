@@ -14,6 +14,7 @@ from modnet.engine.muon import Muon
 from modnet.recipe import training
 
 NO_DECAY = ("bias", "cls_token", "reg_token", "dist_token", "pos_embed")  # timm's names
+NO_DECAY += ("grid", "codes", "signatures", "states")  # a circuit's positions, and what its modules are
 
 
 def decays(name: str, parameter: Tensor) -> bool:

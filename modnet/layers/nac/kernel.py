@@ -16,7 +16,8 @@ Truncation = Literal["direct", "masked"]
 
 def distances(receivers: Tensor, senders: Tensor) -> Tensor:
     """1 − cosine of every pair of signatures: (U, S) and (V, S) to (U, V), in [0, 2], float32 at least."""
-    with torch.autocast(receivers.device.type, enabled=False):
+    device = "cpu" if receivers.is_meta else receivers.device.type  # no autocast is known for shapes alone
+    with torch.autocast(device, enabled=False):
         return 1 - F.normalize(receivers.float(), dim=-1) @ F.normalize(senders.float(), dim=-1).T
 
 

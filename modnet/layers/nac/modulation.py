@@ -108,3 +108,12 @@ class WModFC(nn.Module):
         length = (scale.square() @ self.weight.square().T + self.eps).rsqrt()  # (U, gives): one of every row of W
         y = F.linear(x * scale, self.weight) * length
         return y if self.bias is None else y + self.bias
+
+
+def matrices_of(leaf: nn.Module) -> dict[str, int]:
+    """What a leaf of modulated layers declares for optimizers that act on matrices: every weight, and every scale's."""
+    found = {}
+    for name, part in leaf.named_modules():
+        if isinstance(part, ModFC | WModFC):
+            found |= {f"{name}.weight": 1, f"{name}.scale.weight": 1}
+    return found

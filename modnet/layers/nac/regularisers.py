@@ -12,6 +12,18 @@ from torch import Tensor
 from modnet.layers.nac.kernel import distances
 
 
+Weight = float | tuple[float, float]
+"""The weight of a term: constant, or going linearly from the first to the second number over the epochs."""
+
+
+def scheduled(weight: Weight, progress: float) -> float:
+    """The weight of a term when a share ``progress`` of the epochs is over."""
+    if not isinstance(weight, tuple):
+        return weight
+    start, stop = weight
+    return start + (stop - start) * progress
+
+
 def lower(distance: Tensor) -> Tensor:
     """Every pair once: the entries below the diagonal, row by row."""
     rows, columns = torch.tril_indices(len(distance), len(distance), -1, device=distance.device)
