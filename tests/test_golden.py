@@ -35,7 +35,7 @@ from modnet.recipe.models import ViT
 from modnet.recipe.stages import M2mkd
 from modnet.recipe.training import EpochwiseCosine
 from modnet.surgery import hybrid, stitched
-from tests import golden_nac
+from tests import golden_nac, golden_nac_full
 
 pytestmark = pytest.mark.golden
 
@@ -368,6 +368,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "m2mkd_loss": check_m2mkd,
     "lr_and_drop_path": check_schedules,
     **golden_nac.CHECKS,
+    **golden_nac_full.CHECKS,
 }
 
 # Families and methods that are not written yet: their cases may lie in a larger folder of cases.

@@ -126,7 +126,7 @@ MODELS.preset(
     signatures=64,
     inputs=192,
     mediators=768,
-    outputs=192,
+    outputs=64,
     iterations=8,
     heads=8,
     head_width=64,

@@ -246,7 +246,7 @@ class PoolingHead(Module):
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         drawn = self.pooling.kind != "vanilla"
         key = draw_key(self, ctx, "pooling", self.eval_noise) if drawn else None
-        noise = None if key is None else gumbel(key, sample_ids(ctx, x), x.shape[1])
+        noise = None if key is None else gumbel(key, sample_ids(ctx, x), x.shape[1]).to(x.dtype)
         logits: Tensor = self.pooling(x, noise)
         return logits
 
