@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,5 +38,5 @@ def set_drop_path(chain: Chain, rate: float) -> None:
     rates = torch.linspace(0, rate, len(blocks), device="cpu")  # float32, as the reference has it
     for block, value in zip(blocks, rates.tolist(), strict=True):
         if hasattr(block, "drop_path"):
-            own = rate if getattr(block, "even_drop_path", False) else value
+            own: Any = rate if getattr(block, "even_drop_path", False) else value
             block.drop_path = block.arguments["drop_path"] = own

@@ -11,6 +11,7 @@ from modnet.chain import Chain, Module, Port
 from modnet.layers.nac import graphs
 from modnet.layers.nac.circuit import PoolingHead, Propagator, ReadIn, ReadOut, SlotHead, TokenizerStem
 from modnet.layers.nac.latents import Latents
+from modnet.models.nac_students import FAMILY as FAMILY
 from modnet.models.vit import image_size
 from modnet.recipe.nac import NAC, Graph
 

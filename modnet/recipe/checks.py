@@ -42,7 +42,9 @@ class Role:
 
     @property
     def modules(self) -> int | None:
-        depths = getattr(self.params, "depths", None)
+        depths, own = getattr(self.params, "depths", None), getattr(self.params, "modules", None)
+        if isinstance(own, int):
+            return own
         timm = str(getattr(self.params, "name", "")).startswith("timm:")
         return len(depths) if depths else TIMM_MODULES if timm else None
 

@@ -112,7 +112,7 @@ class WModFC(nn.Module):
 
 def matrices_of(leaf: nn.Module) -> dict[str, int]:
     """What a leaf of modulated layers declares for optimizers that act on matrices: every weight, and every scale's."""
-    found = {}
+    found: dict[str, int] = {}
     for name, part in leaf.named_modules():
         if isinstance(part, ModFC | WModFC):
             found |= {f"{name}.weight": 1, f"{name}.scale.weight": 1}

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from modnet.layers.nac.kernel import distances
 
-
 Weight = float | tuple[float, float]
 """The weight of a term: constant, or going linearly from the first to the second number over the epochs."""
 
