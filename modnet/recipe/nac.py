@@ -86,19 +86,20 @@ class NAC(Params):
 
 def _small_nac(params: NAC, factor: int) -> NAC:
     """The same modules, each small: few latents, one tokenizer block a stage, a short fit of the graph."""
-    width = max(4, params.width // factor // 4 * 4)
+    width, mediators = max(4, params.width // factor // 4 * 4), min(8, params.mediators)
+    groups = 2 if mediators == 8 else params.graph.groups
     return params.changed(
         width=width,
         codes=None if params.codes is None else max(4, params.codes // factor),
         signatures=min(8, params.signatures),
         inputs=min(4, params.inputs),
-        mediators=min(8, params.mediators),
+        mediators=mediators,
         outputs=min(4, params.outputs),
         heads=min(2, params.heads),
         head_width=min(8, params.head_width),
         stem_depths=tuple(min(1, depth) for depth in params.stem_depths),
         positions=min(4, params.positions),
-        graph=params.graph.changed(links=1, groups=2, steps=min(10, params.graph.steps)),
+        graph=params.graph.changed(links=1, groups=groups, steps=min(10, params.graph.steps)),
     )
 
 

@@ -175,7 +175,7 @@ def test_signatures_learn_from_the_loss_and_from_their_repulsion() -> None:
     first, last = Pass(), Pass(progress=1.0)
     chain(images(), first)
     chain(images(), last)
-    pushed = [float(c.losses["signatures"]) for c in (first, ctx, last)]
+    pushed = [float(c.losses["signatures"].detach()) for c in (first, ctx, last)]
     assert pushed == pytest.approx([pushed[0], 0.6 * pushed[0], 0.2 * pushed[0]])
     evaluated = Pass()
     assert not chain.eval()(images(), evaluated).isnan().any()
@@ -218,6 +218,18 @@ def test_sizes_that_do_not_fit_are_errors() -> None:
         student(circuit(share_weights=True), 1, 12)
     with pytest.raises(RequestError, match="pooling: slot"):
         student(circuit(pooling="slot"), -1, 12)
+
+
+@pytest.mark.parametrize("graph", ["scale-free", "ring-of-cliques", "planted-partition", "erdos-renyi", "complete"])
+@pytest.mark.parametrize("name", ["nac", "nac-tiny-imagenet", "nac-imagenet"])
+def test_the_smoke_size_has_the_same_modules(name: str, graph: str) -> None:
+    full = MODELS.read({"name": name, "graph": {"name": graph}})
+    smoke = MODELS.get(name).smoke
+    assert smoke is not None
+    small = smoke(full, 8)
+    chain = nac(small, Port.of("image", channels=1, size=8), 3)
+    assert len(chain) == full.modules == small.modules
+    assert parameter_count(chain) < 300_000
 
 
 def test_students_that_do_not_fit_are_refused_whole() -> None:
