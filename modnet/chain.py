@@ -18,51 +18,9 @@ from typing import Any, Self, overload
 
 from torch import Tensor, nn
 
-from modnet.errors import RequestError
+from modnet.ports import Port as Port
+from modnet.ports import PortMismatch as PortMismatch
 from modnet.randomness import Key
-
-
-@dataclass(frozen=True)
-class Port:
-    """What flows between two leaves: a kind and its dimensions; a dimension that is None fits any.
-
-    Kinds: ``image(channels, size)``, ``tokens(width, prefix, grid)``, ``maps(channels, height, width)`` (feature maps
-    of a convolutional network, sizes in cells), ``ids(vocab)``, ``state(width, slots)``, ``features(width)``,
-    ``logits(classes, per)``, ``branches(of)``.
-    """
-
-    kind: str
-    dims: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, kind: str, **dims: Any) -> Port:
-        """A port from keyword dimensions; lists become tuples so that ports compare and hash."""
-        return cls(kind, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(dims.items())))
-
-    def __getitem__(self, name: str) -> Any:
-        return dict(self.dims).get(name)
-
-    def fits(self, other: Port | None) -> bool:
-        """Whether what leaves this port may enter ``other``."""
-        if other is None:
-            return True
-        theirs = dict(other.dims)
-        return self.kind == other.kind and all(
-            value is None or theirs.get(name) is None or theirs[name] == value for name, value in self.dims
-        )
-
-    def __str__(self) -> str:
-        return f"{self.kind}({', '.join(f'{name}={value}' for name, value in self.dims)})"
-
-
-class PortMismatch(RequestError, TypeError):
-    """Two neighbouring leaves do not fit; the message names both, both ports and the fix."""
-
-    def __init__(self, left: nn.Module, gives: Port, right: nn.Module, takes: Port) -> None:
-        super().__init__(
-            f"{type(left).__name__} gives {gives} but {type(right).__name__}, which follows it, takes {takes}; "
-            "put a stitch between them (modnet.surgery.stitched) or build both for the same port"
-        )
 
 
 @dataclass
@@ -72,7 +30,8 @@ class Pass:
     ``ids``: sample numbers of the batch, int64 (B,), which key the random draws of each sample.
     ``losses``: what a leaf adds to the objective. ``stats``: what it measured. ``taps``: activations asked for by
     leaf position (set ``wanted`` to collect them). ``batch``: further inputs. ``shared``: what a chain's modules
-    own together. A pass without a key is an evaluation pass: nothing is drawn.
+    own together. ``progress``: the share of a training run's epochs that is over. A pass without a key is an
+    evaluation pass: nothing is drawn.
     """
 
     key: Key | None = None
@@ -84,6 +43,7 @@ class Pass:
     stats: dict[str, Tensor] = field(default_factory=dict)
     taps: dict[int, Tensor] = field(default_factory=dict)
     leaf: int = 0
+    progress: float = 0.0
 
     @property
     def stochastic(self) -> bool:
@@ -98,7 +58,8 @@ class Pass:
 
     def enter(self, *scope: int | str) -> Pass:
         """A pass of its own for one module of several that share a batch: same samples, own key and records."""
-        return Pass(self.key and self.key.fold(*scope), self.ids, self.batch, wanted=self.wanted)
+        key = self.key and self.key.fold(*scope)
+        return Pass(key, self.ids, self.batch, wanted=self.wanted, progress=self.progress)
 
 
 class Module(nn.Module):
@@ -313,10 +274,8 @@ class Chain(nn.Module):
 def describe(chain: Chain) -> dict[str, Any]:
     """A chain's structure as plain data; with its tensors it is the whole network.
 
-    Raises TypeError on a :class:`Plain` leaf and on a chain with a shared part, which data cannot hold.
+    Raises TypeError on a :class:`Plain` leaf, and on a shared part that is no :class:`Module`: data cannot hold them.
     """
-    if chain.shared_part is not None:
-        raise TypeError(f"the shared part ({type(chain.shared_part).__name__}) cannot be written as data")
     leaves: list[dict[str, Any]] = []
     first: dict[int, int] = {}
     for position, leaf in enumerate(chain.leaves):
@@ -326,9 +285,13 @@ def describe(chain: Chain) -> dict[str, Any]:
             leaves.append({"same_as": first[id(leaf)]})
             continue
         first[id(leaf)] = position
-        name = f"{type(leaf).__module__}:{type(leaf).__qualname__}"
-        leaves.append({"leaf": name, **{k: _plain(v) for k, v in leaf.arguments.items()}})
-    return {"leaves": leaves, "bounds": list(chain.bounds)}
+        leaves.append(_written(leaf))
+    shared = chain.shared_part
+    if shared is None:
+        return {"leaves": leaves, "bounds": list(chain.bounds)}
+    if not isinstance(shared, Module) or isinstance(shared, Plain):
+        raise TypeError(f"the shared part ({type(shared).__name__}) cannot be written as data")
+    return {"leaves": leaves, "bounds": list(chain.bounds), "shared": _written(shared)}
 
 
 def rebuild(description: Mapping[str, Any]) -> Chain:
@@ -338,9 +301,18 @@ def rebuild(description: Mapping[str, Any]) -> Chain:
         if "same_as" in entry:
             leaves.append(leaves[entry["same_as"]])
             continue
-        arguments = {k: _from_plain(v) for k, v in entry.items() if k != "leaf"}
-        leaves.append(_leaf_class(entry["leaf"])(**arguments))
-    return Chain(leaves, description["bounds"])
+        leaves.append(_built(entry))
+    shared = description.get("shared")
+    return Chain(leaves, description["bounds"], _built(shared) if shared is not None else None)
+
+
+def _written(leaf: Module) -> dict[str, Any]:
+    name = f"{type(leaf).__module__}:{type(leaf).__qualname__}"
+    return {"leaf": name, **{k: _plain(v) for k, v in leaf.arguments.items()}}
+
+
+def _built(entry: Mapping[str, Any]) -> Module:
+    return _leaf_class(entry["leaf"])(**{k: _from_plain(v) for k, v in entry.items() if k != "leaf"})
 
 
 def _leaf_class(name: str) -> type[Module]:

@@ -332,8 +332,11 @@ def test_shared_parts_are_offered_to_every_leaf_and_saved_once() -> None:
     assert (chain[:1] + chain[1:]).shared_part is shared
     with pytest.raises(ValueError, match="shared parts"):
         chain + Chain([Reader()], shared=Scale(2))
-    with pytest.raises(TypeError, match=r"shared part \(Scale\)"):
-        describe(chain)
+    again = rebuild(describe(Chain([Scale(2)], shared=shared)))
+    assert isinstance(again.shared_part, Scale)
+    assert again.shared_part.arguments == shared.arguments
+    with pytest.raises(TypeError, match=r"shared part \(Dropout\)"):
+        describe(Chain([Reader()], shared=nn.Dropout()))
 
 
 @pytest.mark.parametrize("shared", [Scale(2), nn.Dropout(), nn.BatchNorm1d(2)])

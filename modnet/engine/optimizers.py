@@ -13,7 +13,8 @@ from modnet.chain import Chain
 from modnet.engine.muon import Muon
 from modnet.recipe import training
 
-NO_DECAY = ("bias", "cls_token", "reg_token", "dist_token", "pos_embed")  # timm's names
+# timm's names, and a circuit's: its positions, and what its modules are
+NO_DECAY = ("bias", "cls_token", "reg_token", "dist_token", "pos_embed", "grid", "codes", "signatures", "states")
 
 
 def decays(name: str, parameter: Tensor) -> bool:

@@ -214,12 +214,12 @@ class _Loop:
 
         Every micro-batch has the same key: draws belong to samples, so that the division changes nothing.
         """
-        key = self.job.key.fold("step", step)
+        key, progress = self.job.key.fold("step", step), step // self.per_epoch / self.settings.epochs
         total = torch.zeros_like(self.losses)
         for part in batch.split(self.settings.accumulate):
             share = len(part) / len(batch)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                losses = self.objective(part, Pass(key=key, ids=part.ids, batch=part.extra))
+                losses = self.objective(part, Pass(key, part.ids, part.extra, progress=progress))
             stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
             stacked.sum().backward()
             total += stacked.detach()

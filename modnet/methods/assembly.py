@@ -33,13 +33,18 @@ class Assembly(WholeMethod):
 
     def join(self, stage: Assemble) -> tuple[Chain, str]:
         """The network of the modules, and what happened to their tensors, in words."""
-        way = stage.stitches
+        way, family = stage.stitches, self.inputs.family(self.model_name(stage))
         if way == "auto":
-            way = "fold" if foldable(self.modules) else "drop"
+            way = "fold" if family.whole and foldable(self.modules) else "drop"
         if way == "drop":
             network = self.inputs.fresh(self.model_name(stage), self.dataset, self.key)
-            report = self.inputs.family(self.model_name(stage)).transplant(self.modules, network)
+            report = family.transplant(self.modules, network)
             return network, f"stitches dropped, {report}" if report.dropped else f"modules joined, {report}"
+        if not family.whole:
+            raise RequestError(
+                f"stitches: {way} joins what was distilled, but the students of {self.model_name(stage)!r} are only "
+                "parts of its modules; assemble with stitches: drop"
+            )
         network = assemble(self.modules)
         if way == "keep":
             return network, "stitches kept"

@@ -151,7 +151,8 @@ def student_modules(stage: Any, inputs: Inputs, dataset: Dataset, host: Chain, k
     """
     network = inputs.fresh(stage.student, dataset, key)
     family, count = inputs.family(stage.student), same_count(student=network, host=host)
-    modules = [family.student(network, i, host_width(host, i)) for i in range(count)]
+    with key.fold("students").forked():
+        modules = [family.student(network, i, host_width(host, i)).to(inputs.device) for i in range(count)]
     for module in modules:
         set_drop_path(module, inputs.drop_path(stage, stage.student))
     with key.fold("stitches").forked():

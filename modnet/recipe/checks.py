@@ -53,7 +53,9 @@ class Role:
 
     @property
     def modules(self) -> int | None:
-        depths = getattr(self.params, "depths", None)
+        depths, own = getattr(self.params, "depths", None), getattr(self.params, "modules", None)
+        if isinstance(own, int):
+            return own
         return len(depths) if depths else TIMM_MODULES if isinstance(self.params, Timm) else None
 
     def get(self, field: str) -> Any:

@@ -53,11 +53,13 @@ class Family:
     """How modules of a model family are taught and moved.
 
     ``student(network, i, width)``: what learns in the place of the network's module ``i`` among tokens of ``width``.
-    ``transplant(students, network)``: loads what was learned into the network.
+    ``transplant(students, network)``: loads what was learned into the network. ``whole``: the students in a row are a
+    network of the family; where they are not, only transplanting makes one, and ``assemble`` joins nothing.
     """
 
     student: Callable[[Chain, int, int], Chain] = own_module
     transplant: Callable[[Sequence[Chain], Chain], Report] = transplant
+    whole: bool = True
 
 
 def family_of(builder: Callable[..., Chain]) -> Family:
