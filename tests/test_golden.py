@@ -400,7 +400,7 @@ def test_the_folder_holds_cases() -> None:
 
 def test_a_case_that_nobody_knows_is_an_error() -> None:
     assert check_of("m2mkd_loss") is check_m2mkd
-    assert check_of("vmoe_layer") is None
+    assert check_of("mowst_gate") is None
     with pytest.raises(KeyError, match="unheard_of"):
         check_of("unheard_of")
 
