@@ -35,7 +35,7 @@ from modnet.recipe.models import ViT
 from modnet.recipe.stages import M2mkd
 from modnet.recipe.training import EpochwiseCosine
 from modnet.surgery import hybrid, stitched
-from tests import golden_nac, golden_nac_full, golden_nac_students, golden_routing
+from tests import golden_nac, golden_nac_full, golden_nac_signatures, golden_nac_students, golden_routing
 
 pytestmark = pytest.mark.golden
 
@@ -369,6 +369,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "lr_and_drop_path": check_schedules,
     **golden_nac.CHECKS,
     **golden_nac_full.CHECKS,
+    **golden_nac_signatures.CHECKS,
     **golden_nac_students.CHECKS,
     **golden_routing.CHECKS,
 }

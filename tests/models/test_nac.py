@@ -19,6 +19,7 @@ from modnet.evaluation.cost import cost
 from modnet.layers.drop_path import set_drop_path
 from modnet.layers.nac.circuit import PoolingHead
 from modnet.layers.nac.graphs import adjacency, graph, score
+from modnet.layers.nac.kernel import Kernel
 from modnet.layers.nac.latents import Latents
 from modnet.models.nac import nac, prior
 from modnet.models.nac_students import student, transplant
@@ -50,9 +51,9 @@ def circuit(seed: int = 0, **values: Any) -> Chain:
         chain = nac(params, Port.of("image", channels=1, size=8), 3)
         for p in chain.parameters():  # gains and layer scales start so small that they hide errors
             torch.nn.init.normal_(p, std=0.5)
-        for leaf in chain.leaves:
-            if hasattr(leaf, "kernel"):
-                torch.nn.init.ones_(leaf.kernel.bandwidth)
+        for part in chain.modules():
+            if isinstance(part, Kernel):
+                torch.nn.init.ones_(part.bandwidth)
     return chain
 
 
@@ -226,7 +227,7 @@ def test_the_smoke_size_has_the_same_modules(name: str, graph: str) -> None:
     full = MODELS.read({"name": name, "graph": {"name": graph}})
     smoke = MODELS.get(name).smoke
     assert smoke is not None
-    small = smoke(full, 8)
+    small: Any = smoke(full, 8)
     chain = nac(small, Port.of("image", channels=1, size=8), 3)
     assert len(chain) == full.modules == small.modules
     assert parameter_count(chain) < 500_000
