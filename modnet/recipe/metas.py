@@ -77,7 +77,7 @@ def _twin(document: Document, source: Path, made: str, teacher: Any) -> str:
         return ""
     model = _model_of(document, teacher)
     value = models.get(model)
-    values = {"name": value} if isinstance(value, str) else value
+    values: Any = {"name": value} if isinstance(value, str) else value
     try:
         params = MODELS.read(values)
     except (ValueError, UnknownName):  # noted where the model or the teacher's name stands

@@ -13,6 +13,7 @@ from modnet.chain import Chain, Pass
 from modnet.engine.batch import Batch
 from modnet.errors import RunFailed
 from modnet.methods.alignment import Alignment, AlignObjective, feature_distance
+from modnet.methods.base import Inputs
 from modnet.randomness import Key
 from modnet.recipe.stages import Align
 from tests.methods.conftest import Lab
@@ -44,6 +45,12 @@ def stage(**values: Any) -> Align:
     return Align(data="d", student="s", teacher="t", **values)
 
 
+def alignment(inputs: Inputs) -> Alignment:
+    found = inputs.recipe.stages["transfer_meta"]
+    assert isinstance(found, Align)
+    return Alignment(found, inputs)
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("aligned")
@@ -65,7 +72,7 @@ def test_an_ordinary_meta_fits_no_such_teacher(lab: Lab) -> None:
     teacher = lab.chain(inputs, "teacher")
     inputs = lab.run(only="ordinary")
     ordinary = lab.chain(inputs, "ordinary")
-    method = Alignment(inputs.recipe.stages["transfer_meta"], inputs)
+    method = alignment(inputs)
     assert method.measured(ordinary)["top1"] > 80
     assert method.measured(teacher[:1] + ordinary[1:])["top1"] < 50
 
@@ -95,7 +102,7 @@ def test_a_hybrid_at_chance_fails_the_stage(lab: Lab) -> None:
 )
 def test_what_counts_as_chance(lab: Lab, hybrids: list[float], teacher: float, fails: bool) -> None:
     inputs = lab.run(only="teacher")
-    method = Alignment(inputs.recipe.stages["transfer_meta"], inputs)
+    method = alignment(inputs)
     if fails:
         with pytest.raises(RunFailed):
             method.check(hybrids, teacher)
@@ -152,5 +159,5 @@ def test_modules_keep_the_weights_of_one_epoch(lab: Lab, tmp_path: Path) -> None
     result = inputs.store.result(inputs.keys["transfer_meta"])
     shared = {(metrics["aligned"], metrics["meta_top1"]) for metrics in result["metrics"].values()}
     assert len(shared) == 1
-    method = Alignment(inputs.recipe.stages["transfer_meta"], inputs)
+    method = alignment(inputs)
     assert method.measured(lab.chain(inputs, "transfer_meta"))["top1"] == pytest.approx(result["meta_val_top1"])
