@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def stage_depths(parts: Skeleton, modules: int = TIMM_MODULES) -> tuple[int, ...
     """Blocks of each module if the network's stages are divided over the modules, near-equally many stages each."""
     counts = [len(stage) for stage in parts.stages]
     ends = [0, *accumulate(near_equal(len(counts), modules))]
-    return tuple(sum(counts[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+    return tuple(sum(counts[a:b]) for a, b in pairwise(ends))
 
 
 def _check(params: Timm, parts: Skeleton, depths: tuple[int, ...]) -> None:

@@ -95,8 +95,8 @@ def _refuse_others(name: str, model: nn.Module) -> None:
     random = [part for part, m in model.named_modules() if isinstance(m, nn.Dropout | DropPath) and _rate(m) > 0]
     if loose or random:
         raise RequestError(
-            f"timm:{name} has parts that a chain cannot hold ({', '.join((loose + random)[:3])}): constants outside its "
-            "state, or dropout of its own; choose another variant"
+            f"timm:{name} has parts that a chain cannot hold ({', '.join((loose + random)[:3])}): constants outside "
+            "its state, or dropout of its own; choose another variant"
         )
 
 
@@ -171,7 +171,7 @@ class _Row(TimmPart):
 
 
 class ConvStem(_Row):
-    """Everything before the first block: images (B, C, H, W) to feature maps."""
+    """Everything before the first block: images (B, C, H, W) to feature maps, which lie channels last in memory."""
 
     role = "stem"
 
@@ -180,6 +180,10 @@ class ConvStem(_Row):
         parts = skeleton(name, channels, size, 1)
         self.takes, self.gives = Port.of("image", channels=channels, size=size), parts.flows[0]
         self._take(parts.model, parts.stem)
+
+    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        # Channels last through the whole network: up to three times as fast on a CPU, and tokens are a mere view.
+        return super().forward(x.contiguous(memory_format=torch.channels_last), ctx)
 
 
 class ConvBlock(TimmPart):

