@@ -14,6 +14,7 @@ from modnet.evaluation.throughput import throughput
 from modnet.layers.adapters import see
 from modnet.methods.base import BEFORE, NETWORK, Inputs
 from modnet.methods.costs import stage_costs
+from modnet.methods.few_shot import Adaptation
 from modnet.recipe import resolve_suite
 from modnet.recipe.stages import Evaluate
 
@@ -44,7 +45,8 @@ class Evaluation:
         """All metrics of one stage.
 
         The first test set's stand under their bare names, the first shift suite's mean top-1 as ``shift_top1``, every
-        suite's mean scores and each part's top-1 under ``suites``, in the order of ``on``.
+        suite's mean scores and each part's top-1 under ``suites``, in the order of ``on``; few-shot adaptation's mean
+        top-1 as ``few_shot_top1``.
         """
         network = self.inputs.stored(name, NETWORK)
         measured = [(suite, shift, self.scores(name, network, suite)) for suite, shift in suites]
@@ -56,13 +58,21 @@ class Evaluation:
         changed = [scores for _, shift, scores in measured if shift is not None]
         if changed:
             row["shift_top1"] = changed[0].mean.top1
-        return row | self.val(name) | self.costs(name, network, suites[0][0].dataset.port)
+        row |= self.val(name) | self.adapted(name, network)
+        return row | self.costs(name, network, suites[0][0].dataset.port)
 
     def scores(self, name: str, network: Chain, suite: Suite) -> SuiteScores:
         """A network's scores on a suite; raises RequestError if they do not fit each other."""
         fits(network, suite)
         self.inputs.say(f"measuring {name} on {suite.name}")
         return measure_suite(seeing(network, suite), suite, self.stage.batch)
+
+    def adapted(self, name: str, network: Chain) -> Row:
+        """Top-1 after adaptation to a few images of new classes, if that is asked for."""
+        if self.stage.few_shot is None:
+            return {}
+        self.inputs.say(f"adapting {name} in {self.stage.few_shot.episodes} episodes")
+        return Adaptation(self.stage.few_shot, self.inputs, self.inputs.key(self.stage)).row(network, self.stage.batch)
 
     def before(self, name: str, suite: Suite) -> Row:
         """Top-1 of an assembled network before it was fine-tuned."""

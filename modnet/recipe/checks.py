@@ -11,13 +11,14 @@ from modnet.recipe.document import Document
 from modnet.recipe.models import TIMM_MODULES, Timm
 from modnet.recipe.problems import Path
 from modnet.recipe.references import Named, resolve_suite
-from modnet.recipe.sources import Source
+from modnet.recipe.sources import ClassSubset, Source
 from modnet.recipe.stages import (
     Align,
     Assemble,
     Distill,
     Evaluate,
     Features,
+    FewShot,
     Incubate,
     M2mkd,
     Stage,
@@ -172,6 +173,8 @@ def _assemble(checker: Checker, stage: Assemble) -> None:
 
 def _facts(source: Source) -> dict[str, Any]:
     """What is known of a source without loading it: its entry's facts, and what its parameters say."""
+    if isinstance(source, ClassSubset) and isinstance(source.of, Source):
+        return {**_facts(source.of), "classes": len(source.classes)}
     stated = {key: getattr(source, key) for key in ("size", "channels") if hasattr(source, key)}
     return {**DATA.get(source.name).facts, **stated}
 
@@ -232,3 +235,17 @@ def _evaluate(checker: Checker, stage: Evaluate) -> None:
             for fact, wanted, known in _differing(_facts(source), _trained_on(checker, of)):
                 said = f"has {wanted} {fact}, but {of} was trained on {known}"
                 checker.say(("on", i), f"{said}; evaluate on images of its own kind")
+    if stage.few_shot is not None:
+        _few_shot(checker, stage, stage.few_shot)
+
+
+def _few_shot(checker: Checker, stage: Evaluate, few: FewShot) -> None:
+    """Enough classes for an episode, and images of the size and channels that the networks were built for."""
+    facts = _facts(checker.recipe.data[few.data]) if few.data in checker.recipe.data else {}
+    if few.ways > facts.get("classes", few.ways):
+        checker.say(("few_shot", "ways"), f"{few.data} has only {facts['classes']} classes")
+    images = {key: value for key, value in facts.items() if key != "classes"}
+    for of in dict.fromkeys(stage.of):
+        for fact, wanted, known in _differing(images, _trained_on(checker, of)):
+            said = f"has {wanted} {fact}, but {of} was trained on {known}; adapt to images of its own kind"
+            checker.say(("few_shot", "data"), said)

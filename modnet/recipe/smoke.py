@@ -17,6 +17,7 @@ from modnet.registry import DATA, MODELS, Params, Registry
 
 T = TypeVar("T", bound=Params)
 BATCH, EVALUATE_BATCH, EVALUATE_LIMIT = 32, 64, 64
+EPISODES, EPISODE_EPOCHS = 2, 5
 WIDEST, NARROWEST = 16, 8
 
 
@@ -97,7 +98,10 @@ def _short(stage: Stage, factor: int, share: float) -> Stage:
         return stage.changed(**values)
     if isinstance(stage, Evaluate):
         limit = min(stage.limit or EVALUATE_LIMIT, EVALUATE_LIMIT)
-        return stage.changed(batch=min(stage.batch, EVALUATE_BATCH), limit=limit)
+        few = stage.few_shot
+        if few is not None:
+            few = few.changed(episodes=min(few.episodes, EPISODES), epochs=min(few.epochs, EPISODE_EPOCHS))
+        return stage.changed(batch=min(stage.batch, EVALUATE_BATCH), limit=limit, few_shot=few)
     return stage
 
 

@@ -4,9 +4,9 @@
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
-from modnet.recipe.fields import Unkeyed
+from modnet.recipe.fields import Choice, Unkeyed
 from modnet.registry import DATA, SHIFTS, Params, Smoke
 
 
@@ -58,6 +58,19 @@ class ImageNets(Pictures):
     renditions: Annotated[str | None, Unkeyed()] = None  # None: imagenet-r in the data folder
 
 
+class ClassSubset(Source):
+    """Some classes of another source, by name or number; labels are counted anew, in the order of the source."""
+
+    of: Annotated[SerializeAsAny[Params], BeforeValidator(DATA.read), Choice(DATA)]
+    classes: Annotated[tuple[int | str, ...], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _part_of_these(self) -> "ClassSubset":
+        if isinstance(self.of, Source) and (self.of.per_class is not None or self.of.fraction is not None):
+            raise ValueError("give per_class or fraction beside classes, not inside `of`")
+        return self
+
+
 _FASHION = {"size": 28, "channels": 1, "classes": 10}
 _DIGITS = {"size": 8, "channels": 1, "classes": 10}
 _CIFAR = {"size": 32, "channels": 3}
@@ -96,6 +109,8 @@ for _name, _params, _size, _classes in (
     DATA.register(_name, _params, _builder, preset=_preset, smoke=_few(4), about=_ABOUT[_name], facts=_facts)
 _about = "own images, one folder a class"
 DATA.register("image-folder", Folder, "modnet.data.folder:image_folder", smoke=_few(24), about=_about)
+_about = "some classes of another source: {name: class-subset, of: digits, classes: [0, 1]}"
+DATA.register("class-subset", ClassSubset, "modnet.data.subset:class_subset", smoke=_few(24), about=_about)
 
 
 class Shift(Params):

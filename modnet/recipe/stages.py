@@ -181,6 +181,23 @@ class Route(Stage):
     model: ModelRef
 
 
+class FewShot(Params):
+    """Adapting a network to classes that it never saw, from a few images of each, over many episodes.
+
+    An episode draws ``ways`` classes of ``data``, trains on ``shots`` images of each and is measured on three times as
+    many others, of the test set (Lo et al. 2024, and the reference's 8 ways, 5 shots, 100 epochs at 2e-3).
+    """
+
+    data: DataRef
+    ways: Annotated[int, Field(ge=2)] = 8
+    shots: PositiveInt = 5
+    episodes: Annotated[int, Field(ge=2)] = 20
+    tune: Literal["head", "all"] = "head"  # head: a new classifier on frozen features
+    epochs: PositiveInt = 100
+    lr: PositiveFloat = 2e-3  # of AdamW, falling by a cosine; not scaled by the batch
+    quirk_overlap: bool = False  # the reference's measure: on training images, a third of them those it trained on
+
+
 class Evaluate(Stage):
     """Measure finished stages on test sets and shift suites, which no other stage reads."""
 
@@ -191,6 +208,7 @@ class Evaluate(Stage):
     limit: PositiveInt | None = None  # of a shift suite's parts only the first so many images; test sets are read whole
     batch: Annotated[PositiveInt, NoDefault()] = 512  # images at once; training's `batch` is no default for it
     throughput: bool = True  # whether images a second are measured as well
+    few_shot: FewShot | None = None
 
 
 DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features, "align": Align}

@@ -46,6 +46,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     ("val_top1", "val\ntop-1 %", percent, 90),
     ("top1", "test\ntop-1 %", percent, 0),
     ("shift_top1", "shifted\ntop-1 %", percent, 0),
+    ("few_shot_top1", "few-shot\ntop-1 %", percent, 0),
+    ("few_shot_half_width", "± over\nepisodes", percent, 0),
     ("top5", "top-5 %", percent, 120),
     ("nll", "NLL", lambda v: f"{v['mean']:.3f}", 120),
     ("ece", "ECE", lambda v: f"{v['mean']:.3f}", 120),

@@ -294,3 +294,18 @@ def test_deprecated_names_are_noted_once(monkeypatch: pytest.MonkeyPatch) -> Non
     done = invoke(app, ["validate", "smoke/kd", "defaults.optimizer=adam-w"])
     assert done.exit_code == 0
     assert done.stderr == "note: optimizer 'adam-w' is now called 'adamw'\n"
+
+
+def test_data_lists_what_there_is_and_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("MODNET_DATA", str(tmp_path))
+    (tmp_path / "imagenet-r").mkdir()
+    listed = invoke(app, ["data"], catch_exceptions=False).output
+    assert f"data folder: {tmp_path}" in listed
+    assert "imagenet-r, as unpacked" in listed
+    for words, told in (
+        (["prepare", "cubs", "--from", str(tmp_path)], "did you mean 'cub'"),
+        (["prepare", "cub", "--from", str(tmp_path / "no")], "there is no file or folder"),
+    ):
+        with pytest.raises(RequestError, match=told):
+            invoke(app, ["data", *words], catch_exceptions=False)

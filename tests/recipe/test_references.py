@@ -6,6 +6,7 @@ import pytest
 
 from modnet.errors import RequestError
 from modnet.recipe import inputs_of, resolve_suite
+from modnet.recipe.sources import suite_of
 from tests.recipe.conftest import Read, Wrong
 
 
@@ -164,3 +165,29 @@ def test_hinton_kd_asks_for_no_equal_shapes(recipe: Read, full: str) -> None:
         "student: thin, teacher: teacher, epochs: 2}\n  baseline", "student: odd, teacher: teacher}\n  baseline"
     )
     recipe(text, "models.odd={name: vit, width: 32, depths: [3, 2], patch: 7}")
+
+
+def test_few_shot_adaptation_is_checked(recipe: Read, full: str, errors: Wrong) -> None:
+    few = "stages.verdict.few_shot={data: new, ways: 3}"
+    new = "data.new={name: class-subset, of: fashion-mnist, classes: [Coat, Bag, 0]}"
+    read = recipe(full, new, few)
+    assert set(read.sources()) >= {"new"}
+    assert recipe(read.to_yaml()).stages == read.stages
+    small = recipe(full, new, few, smoke=True)
+    assert "stages.verdict.few_shot.episodes: 20 -> 2" in small.reductions
+    (line,) = errors(full, new, "stages.verdict.few_shot={data: new}")
+    assert line.endswith("new has only 3 classes")
+    wrong = errors(full, "data.new={name: digits}", "stages.verdict.few_shot={data: new}")
+    assert any("has 8 pixels, but student was trained on 28; adapt to images" in line for line in wrong)
+    (line,) = errors(full, "stages.verdict.few_shot={data: nothing}")
+    assert "wants data" in line
+
+
+def test_a_collected_suite_takes_the_place_of_the_computed_one(recipe: Read, full: str) -> None:
+    read = recipe(full, "data.tiny={name: tiny-imagenet, path: somewhere}", "stages.verdict.on=[small]")
+    assert resolve_suite("tiny-r", read) == (read.data["tiny"], "r")
+    assert suite_of(read.data["tiny"], "r") == "tiny-imagenet-r"
+    assert suite_of(read.data["tiny"], "c") == "c"
+    assert resolve_suite("imagenet-r", read)[1] == "r"
+    with pytest.raises(RequestError, match=r"a shift \(-c, -r\)"):
+        resolve_suite("small-tiny-imagenet-r", read)
