@@ -164,9 +164,9 @@ def test_interrupt_finishes_the_step_saves_and_says_how_to_go_on(number: int, tm
 
 def test_the_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     def fault(calls: int) -> None:
-        if calls == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+        if calls == 6:  # raised in this thread: two that wait for another would be taken as one
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, fault=fault)
