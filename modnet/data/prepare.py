@@ -154,7 +154,7 @@ class _Preparation:
     def put(self, place: Place, raw: bytes) -> None:
         """Write a picture, unless an earlier attempt wrote it."""
         path = self.path(place)
-        if path.is_file() and path.stat().st_size == len(raw):
+        if path.is_file() and path.stat().st_size == len(raw) and path.read_bytes() == raw:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
@@ -162,10 +162,7 @@ class _Preparation:
         temporary.replace(path)
 
     def counted(self) -> Iterator[str]:
-        """What is missing or too much: by name where the set's own lists name its pictures, else by number."""
-        for place in sorted(self.placer.listed() - self.hashes.keys()):
-            yield f"missing: {'/'.join(place)}"
-        yield from self._by_class()
+        """What is missing or too much: of each part, then by name where the set's own lists name its pictures."""
         parts = Counter(place.part for place in self.hashes)
         for part, expected in self.layout.pictures.items():
             if parts[part] != expected:
@@ -173,6 +170,9 @@ class _Preparation:
         labels = {place.label for place in self.hashes}
         if len(labels) != self.layout.count:
             yield f"{len(labels)} classes, {self.layout.count} were published"
+        for place in sorted(self.placer.listed() - self.hashes.keys()):
+            yield f"missing: {'/'.join(place)}"
+        yield from self._by_class()
 
     def _by_class(self) -> Iterator[str]:
         classes = Counter((place.part, place.label) for place in self.hashes)
