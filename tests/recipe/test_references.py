@@ -120,9 +120,10 @@ def test_parts_must_fit(errors: Wrong, full: str, overrides: list[str], part: st
 
 def test_a_features_student_may_have_other_tokens(recipe: Read, full: str) -> None:
     for override in ("models.thin.patch=7", "models.thin.pool=mean"):
-        assert recipe(full, override).stages["imitate"]
+        assert "imitate" in recipe(full, override).stages
     for teacher in ("timm:resnet18, pretrained: true", "efficientnet-lite0"):
-        assert recipe(full, f"models.far={{name: {teacher}, size: 64}}", "stages.imitate.teacher=far").stages["imitate"]
+        found = recipe(full, f"models.far={{name: {teacher}, size: 64}}", "stages.imitate.teacher=far")
+        assert "far" in found.models
 
 
 @pytest.mark.parametrize(
