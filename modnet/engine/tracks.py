@@ -119,8 +119,10 @@ class LiveTrack:
         return left + load_state_tensors(self.optimizer, self.chain, optimizer)
 
     def start_from(self, weights: Tensors, optimizer: Tensors) -> list[str]:
-        """Go on from another job's tensors; averages begin anew at its weights."""
-        left = self.load({k: v for k, v in weights.items() if not k.startswith("ema:")}, optimizer)
+        """Go on from another job's tensors; averages begin anew at its weights, frozen parameters need no state."""
+        frozen = {name for name, p in self.chain.named_parameters() if not p.requires_grad}
+        needed = {key: value for key, value in optimizer.items() if key.rpartition("/")[0] not in frozen}
+        left = self.load({k: v for k, v in weights.items() if not k.startswith("ema:")}, needed)
         if self.average is not None:
             torch._foreach_copy_(self.average, [t.detach() for t in self.followed.values()])
         return [name for name in left if not name.startswith("ema:")]

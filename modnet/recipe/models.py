@@ -14,7 +14,8 @@ from modnet.recipe.routers import NO_GRADIENT, Placement, Router, RouterParams, 
 from modnet.recipe.training import BelowOne
 from modnet.registry import MODELS, Params, nearest
 
-SMOKE_PIXELS = 32
+SMOKE_PIXELS = 40
+"""What a smoke run shows to a timm network: less is slower where depthwise kernels find a single pixel."""
 TIMM_MODULES = 4
 """How many modules a timm network is cut into where `depths` is left out."""
 
