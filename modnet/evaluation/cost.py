@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ def _counter() -> FlopCounterMode:
         aten._grouped_mm: _grouped_flops,
         torch.ops.modnet.grouped_linear: grouped_linear_flops,
         torch.ops.modnet.grouped_outer: grouped_outer_flops,
+        aten.convolution_backward: _convolution_backward_flops,
     }
     return FlopCounterMode(display=False, custom_mapping=own)
 
@@ -105,6 +107,25 @@ def _attention_backward_flops(
     batch, heads, queries, width = q
     keys, out = k[-2], v[-1]
     return 2 * batch * heads * queries * keys * (2 * width + 2 * out)
+
+
+def _convolution_backward_flops(
+    grad: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    **__: Any,
+) -> int:
+    """As many products for each of the two gradients as going forward; torch's own formula overlooks groups."""
+    places = x if transposed else grad
+    return 2 * x[0] * prod(places[2:]) * prod(weight) * (wanted[0] + wanted[1])
 
 
 def _grouped_flops(a: Sequence[int], b: Sequence[int], *_: Any, **__: Any) -> int:

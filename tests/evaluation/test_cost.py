@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import modnet.recipe.models  # noqa: F401 - registers the names
-from modnet.chain import Chain, Port
+from modnet.chain import Chain, Plain, Port
 from modnet.evaluation import cost as costs
 from modnet.evaluation.cost import Cost, cost, example, on_meta, training_flops
 from modnet.layers.stitches import LinearStitch
@@ -71,6 +71,18 @@ def test_a_backward_pass_costs_what_is_trained(tiny: Tiny) -> None:
     middle = chain[:1].frozen() + chain[1] + chain[2:].frozen()
     expected = forward + 2 * block + (weights + 2 * attention) + head
     assert training_flops(middle, port) == expected
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grouped_convolutions_cost_as_much_for_each_gradient_as_forward(groups: int, stride: int) -> None:
+    layer = torch.nn.Conv2d(8, 16, 3, stride=stride, padding=1, groups=groups)
+    chain, port = Chain([Plain(layer)]), Port.of("maps", channels=8, height=6, width=6)
+    forward = 2 * (6 // stride) ** 2 * 16 * (8 // groups) * 9
+    assert 2 * cost(chain, port).macs == forward
+    assert training_flops(chain, port) == 2 * forward
+    assert training_flops(chain, port, input_grad=True) == 3 * forward
+    assert training_flops(chain.frozen(), port, input_grad=True) == 2 * forward
 
 
 def test_gradients_to_the_input_pass_through_frozen_parts(tiny: Tiny) -> None:

@@ -68,6 +68,8 @@ def test_logits_cost_and_parameters_are_timms(name: str) -> None:
         again.load_state_dict(chain.state_dict())
         assert torch.equal(again(x), chain(x))
     assert 2 * cost(chain, PORT).macs == counter.get_total_flops()
+    stem = 2 * cost(Chain(chain.leaves[:1]), PORT).macs
+    assert 3 * counter.get_total_flops() - stem <= training_flops(chain, PORT) <= 3 * counter.get_total_flops()
     assert parameter_count(chain) == sum(p.numel() for p in model.parameters())
 
 
