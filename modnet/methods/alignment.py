@@ -37,6 +37,7 @@ class AlignObjective(ModuleObjective):
         super().__init__(teacher, dict(enumerate(meta)))
         self.kd, self.last = kd, len(meta) - 1
         self.final = teacher[self.last].frozen()
+        self.prefixes = [int((module.gives and module.gives["prefix"]) or 0) for module in teacher]
 
     def inputs(self, x: Tensor) -> list[Tensor]:
         """What enters each of the teacher's modules, and its logits; no gradient."""
@@ -68,17 +69,21 @@ class AlignObjective(ModuleObjective):
         """Distance to the teacher's features; for the last module, distillation of its logits."""
         kd, target = self.kd, flowing[i + 1]
         if i < self.last:
-            return feature_distance(given, target)
+            return feature_distance(given, target, self.prefixes[i])
         term = kd_term(given, target, kd.tau, "soft", kd.kd_norm)
         return blend(base_loss(batch, given, kd.label_smoothing), term, kd.alpha)
 
 
-def feature_distance(given: Tensor, target: Tensor) -> Tensor:
+def feature_distance(given: Tensor, target: Tensor, prefix: int = 0) -> Tensor:
     """Squared error relative to the target's variance, plus that of the normalised tokens; a scalar.
 
     Both of shape (B, tokens, width). The first term is about the residual stream, which blocks add to; the second
     about what they read of it, which is normalised by LayerNorm, so that small tokens count as much as large ones.
+    The first ``prefix`` tokens (a class token) count as much as all patches together: the head may read them alone.
     """
+    if 0 < prefix < target.shape[1]:
+        parts = ((given[:, at], target[:, at]) for at in (slice(prefix), slice(prefix, None)))
+        return torch.stack([feature_distance(*part) for part in parts]).mean()
     shape = given.shape[-1:]
     stream = F.mse_loss(given, target) / target.var().clamp_min(1e-6)
     return stream + F.mse_loss(F.layer_norm(given, shape), F.layer_norm(target, shape))

@@ -125,7 +125,7 @@ def test_modules_see_the_teachers_features_or_their_own(tiny: Callable[..., Chai
     target = teacher[:2](x)
     for mix, entering in ((0.0, theirs), (1.0, own)):
         losses = AlignObjective(teacher, meta, stage(mix=mix)).eval()(batch(), Pass(Key.of(0), batch().ids))
-        assert torch.allclose(losses["module1"], feature_distance(meta[1](entering), target))
+        assert torch.allclose(losses["module1"], feature_distance(meta[1](entering), target, prefix=1))
     objective = AlignObjective(teacher, meta, stage(mix=0.5))
     mixed = objective.mixed(own, theirs, batch().ids, Pass(Key.of(3)))
     picked = [torch.equal(row, mine) for row, mine in zip(mixed, own, strict=True)]
@@ -152,6 +152,17 @@ def test_the_distance_counts_the_stream_and_what_blocks_read_of_it() -> None:
     assert torch.allclose(feature_distance(3 * target, 3 * other), feature_distance(target, other), atol=1e-4)
     scaled = feature_distance(1.1 * target, target)  # normalised tokens are the same: the stream alone differs
     assert torch.allclose(scaled, 0.01 * target.square().mean() / target.var(), atol=1e-4)
+
+
+def test_a_class_token_counts_as_much_as_all_patches() -> None:
+    target = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+    token, patches = target.clone(), target.clone()
+    token[:, :1] += 1.0
+    patches[:, 1:] += 1.0
+    whole = feature_distance(target + 1.0, target, prefix=1)
+    assert torch.allclose(feature_distance(token, target, 1) + feature_distance(patches, target, 1), whole)
+    assert feature_distance(token, target, 1) > 4 * feature_distance(token, target)
+    assert feature_distance(token, target, 0) == feature_distance(token, target, 9), "no patches, or no class token"
 
 
 def test_modules_keep_the_weights_of_one_epoch(lab: Lab, tmp_path: Path) -> None:
