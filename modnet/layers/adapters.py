@@ -82,6 +82,7 @@ class InputAdapter(Module):
         self._normalise(tuple(mean), tuple(std))
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """Normalised images (B, channels, H, W) to (B, gives_channels, gives_size, gives_size), normalised anew."""
         if self.channels > self.gives_channels:
             x = (x * x.new_tensor(self.weights).view(1, -1, 1, 1)).sum(1, keepdim=True)
         if x.shape[-1] != self.size:

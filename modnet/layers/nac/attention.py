@@ -75,6 +75,10 @@ class LatentAttention(nn.Module):
         log_kernel: Tensor | None = None,
         survival: Tensor | None = None,
     ) -> Tensor:
+        """States of the receivers (B, U, width) after hearing the senders (B, V, width), codes a row each.
+
+        ``survival`` is the factor of each sample's branch while paths are dropped.
+        """
         query, key, value = self.projected(receivers, codes, senders, sender_codes)
         weights = self.weights(query, key, log_kernel)
         if self.scale_weights and log_kernel is not None:

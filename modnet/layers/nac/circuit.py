@@ -89,6 +89,7 @@ class ReadIn(Module):
         self.ffn = ModFFN(width, codes, capacity, geglu, scale, modulation)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """Tokens (B, N, tokens) to states (B, slots, width), input modules first."""
         latents = latents_of(ctx)
         states, mediators = (latents.first_states(role, self, x, ctx) for role in HEARD)
         codes = latents.codes(("input",), key=draw_key(self, ctx, "code_noise"))
@@ -208,6 +209,7 @@ class ReadOut(Module):
         self.ffn = ModFFN(width, codes, capacity, geglu, scale, modulation)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+        """States (B, inputs + mediators, width) to those of the output modules (B, outputs, width)."""
         latents = latents_of(ctx)
         states = latents.first_states("output", self, x, ctx)
         codes = latents.codes(("output",), key=draw_key(self, ctx, "code_noise/receivers"))

@@ -52,6 +52,7 @@ class ReadInAttention(nn.Module):
         return scores.softmax(-1)
 
     def forward(self, states: Tensor, codes: Tensor, tokens: Tensor) -> Tensor:
+        """States (B, U, width) after reading tokens (B, V, tokens), by codes (U, codes)."""
         tokens = self.sender_norm(tokens)
         mixed = self.weights(states, codes, tokens).to(tokens.dtype) @ tokens[:, None]  # (B, H, U, E)
         weight = self.value.weight.unflatten(0, (self.heads, -1))

@@ -82,6 +82,7 @@ class ConvNeXtTokenizer(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, channels, H, W) to tokens (B, h w, width + positions); raises ValueError off the grid's size."""
         found = self.features(x)
         if self.grid is not None:
             if self.grid.shape[1:] != found.shape[2:]:
