@@ -25,7 +25,7 @@ class OneHot(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        """Tokens (B, N, width) to the same, as the layer itself gives without a capacity (GShard, Lepikhin et al. 2020)."""
+        """Tokens (B, N, width) to the same, equal to the dropless layer (GShard, Lepikhin et al. 2020)."""
         layer, flat = self.layer, x.flatten(0, 1)
         choice = layer.gate(flat)
         chosen = F.one_hot(choice.indices, layer.count)  # (T, K, E)
