@@ -15,14 +15,14 @@ from modnet.chain import Pass, Port
 from modnet.errors import RequestError
 from modnet.layers import balance
 from modnet.layers.attention import Attention
-from modnet.layers.block import AttentionBlock
+from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, grouped_linear, plan
 from modnet.layers.initialise import initialise_linears
 from modnet.layers.routers import Choice, ExpertChoiceGate, Gate
 from modnet.recipe.routers import NO_GRADIENT
 from modnet.registry import ROUTERS
 
-Activation = Literal["gelu", "gelu-tanh"]
+Activation = Literal["gelu", "gelu-tanh", "swiglu"]
 
 
 class StackedLinear(nn.Module):
@@ -47,16 +47,22 @@ class StackedLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """Perceptrons side by side: Linear, GELU, Linear on the rows of each expert, (M, width) to (M, width)."""
+    """Perceptrons side by side: Linear, GELU, Linear on the rows of each expert, (M, width) to (M, width).
+
+    With ``swiglu`` the first layer passes through SiLU and gates a second one, ``up`` (Shazeer 2020).
+    """
 
     def __init__(self, width: int, hidden: int, experts: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.approximate: Literal["none", "tanh"] = "tanh" if activation == "gelu-tanh" else "none"
         self.fc1 = StackedLinear(experts, width, hidden)
         self.fc2 = StackedLinear(experts, hidden, width)
+        self.up = StackedLinear(experts, width, hidden) if activation == "swiglu" else None
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x, ends), approximate=self.approximate), ends)
+        first: Tensor = self.fc1(x, ends)
+        hidden = F.gelu(first, approximate=self.approximate) if self.up is None else F.silu(first) * self.up(x, ends)
+        out: Tensor = self.fc2(hidden, ends)
         return out
 
 
@@ -91,8 +97,9 @@ class MoE(nn.Module):
         """Route, dispatch, compute, combine; a dropped token gives zeros."""
         flat = x.flatten(0, 1)
         exact = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+        keys = self.experts.fc1.weight if self.gate.by_keys else None
         with exact:
-            choice = self.gate(flat, self.noise(x, ctx))
+            choice = self.gate(flat, self.noise(x, ctx), keys)
         out, where = self.mix(flat, choice, x.shape[1])
         self.report(choice, where, x.shape[1], ctx)
         return out.view(x.shape)
@@ -140,11 +147,24 @@ class MoE(nn.Module):
         return {"load": share, "entropy": balance.mean_entropy(choice.probs), "dropped": dropped}
 
     def report(self, choice: Choice, where: Plan, tokens: int, ctx: Pass) -> None:
-        """Put loss and statistics into the pass, under the leaf's position."""
-        ctx.stats |= {f"{ctx.leaf}.{name}": value for name, value in self._stats(choice, where).items()}
+        """Put loss and statistics into the pass, under the leaf's position.
+
+        Where the leaf's activations are wanted, also each token's ``experts`` and whether they ``kept`` it (B, N, K),
+        and its ``probs`` (B, N, E).
+        """
+        found = self._stats(choice, where)
+        if ctx.leaf in ctx.wanted:
+            found |= {"experts": choice.indices, "probs": choice.probs, "kept": _kept(choice, where)}
+            found |= {name: found[name].unflatten(0, (-1, tokens)) for name in ("experts", "probs", "kept")}
+        ctx.stats |= {f"{ctx.leaf}.{name}": value for name, value in found.items()}
         loss = self.gate.loss(choice, self.group(tokens, len(choice.logits))) if self.training else None
         if loss is not None:
             ctx.losses[f"{ctx.leaf}.router"] = loss
+
+
+def _kept(choice: Choice, where: Plan) -> Tensor:
+    """Whether each pair found a place; under expert choice the pairs are the experts' own, so all did."""
+    return where.kept if where.kept is not None else torch.ones_like(choice.indices, dtype=torch.bool)
 
 
 def capacity_of(pairs: int, experts: int, factor: float, round_to: int = 1) -> int:
@@ -181,6 +201,12 @@ class MoEBlock(AttentionBlock):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.moe = MoE(width, hidden, experts, top_k, router, activation)
         initialise_linears(self)
+
+    @classmethod
+    def in_place_of(cls, block: Block, hidden: int, experts: int, top_k: int, router: dict[str, Any]) -> MoEBlock:
+        """A fresh block of the same outer shape as a dense one, whose attention and norms are yet to be copied."""
+        shape = {k: v for k, v in block.arguments.items() if k != "mlp_ratio"}
+        return cls(hidden=hidden, experts=experts, top_k=top_k, router=router, **shape)
 
     def feed(self, x: Tensor, ctx: Pass) -> Tensor:
         out: Tensor = self.moe(x, ctx)

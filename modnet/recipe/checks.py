@@ -8,9 +8,11 @@ from typing import Any
 
 from modnet.errors import RequestError
 from modnet.recipe.document import Document
-from modnet.recipe.models import TIMM_MODULES, Timm
+from modnet.recipe.models import TIMM_MODULES, Timm, ViT, VMoE
 from modnet.recipe.problems import Path
 from modnet.recipe.references import Named, resolve_suite
+from modnet.recipe.routers import places
+from modnet.recipe.routing import Converted, Split
 from modnet.recipe.sources import ClassSubset, Source
 from modnet.recipe.stages import (
     Align,
@@ -21,6 +23,7 @@ from modnet.recipe.stages import (
     FewShot,
     Incubate,
     M2mkd,
+    Route,
     Stage,
     Train,
     TrainingStage,
@@ -37,7 +40,7 @@ def network_of(name: str, recipe: Named) -> str | None:
     stage = recipe.stages.get(name)
     if isinstance(stage, Train):
         return stage.model or (network_of(stage.from_, recipe) if stage.from_ else None)
-    if isinstance(stage, Assemble):
+    if isinstance(stage, Assemble | Route):
         return network_of(stage.from_, recipe)
     if isinstance(stage, Incubate):
         return stage.model
@@ -115,6 +118,8 @@ def check_stage(document: Document, recipe: Named, name: str, stage: Stage) -> N
         _assemble(checker, stage)
     elif isinstance(stage, Evaluate):
         _evaluate(checker, stage)
+    elif isinstance(stage, Converted):
+        _converted(checker, stage)
     if isinstance(stage, TrainingStage):
         _patch_fits(checker, stage)
         _same_images(checker, stage)
@@ -171,6 +176,26 @@ def _assemble(checker: Checker, stage: Assemble) -> None:
         checker.say(("stitches",), f"{why}; set its `stitch: linear`, or here `stitches: drop` or `keep`")
 
 
+def _converted(checker: Checker, stage: Converted) -> None:
+    """The network has dense blocks of our own at these places, and hidden units that divide into the experts."""
+    role = checker.role("from", stage.from_)
+    if role is None:
+        return
+    if not isinstance(role.params, ViT) or isinstance(role.params, VMoE):
+        checker.say(("from",), f"is a {role.get('name')} ({role.model}); experts take the place of a vit's MLPs")
+        return
+    try:
+        places(stage.placement, sum(role.params.depths))
+    except ValueError as error:
+        checker.say(("placement",), str(error))
+    hidden = int(role.params.width * role.params.mlp_ratio)
+    parts, key = (
+        (stage.experts, "experts") if isinstance(stage, Split) else (getattr(stage, "fragments", 1), "fragments")
+    )
+    if hidden % parts:
+        checker.say((key,), f"{hidden} hidden units of {role.model}'s MLPs do not divide into {parts} equal parts")
+
+
 def _facts(source: Source) -> dict[str, Any]:
     """What is known of a source without loading it: its entry's facts, and what its parameters say."""
     if isinstance(source, ClassSubset) and isinstance(source.of, Source):
@@ -197,7 +222,7 @@ def _same_images(checker: Checker, stage: TrainingStage) -> None:
     read = {
         ("teacher",): getattr(stage, "teacher", None),
         ("meta",): getattr(stage, "meta", None),
-        ("from",): stage.from_ if isinstance(stage, Assemble) else None,
+        ("from",): stage.from_ if isinstance(stage, Assemble | Route) else None,
         ("kd", "teacher"): kd.teacher if kd else None,
     }
     own = checker.recipe.data.get(stage.data)

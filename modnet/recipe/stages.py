@@ -174,11 +174,13 @@ class Assemble(TrainingStage):
     kd: Teaching | None = None
 
 
-class Route(Stage):
-    """Sparse routing; no routing method is installed yet."""
+class Route(TrainingStage):
+    """Sparse routing in a trained network: its methods put experts in the place of dense blocks, then train on."""
 
+    gives: ClassVar[Gives] = "network"
     run: Literal["route"] = "route"
-    model: ModelRef
+    method: str
+    from_: WholeStageRef = Field(alias="from")
 
 
 class FewShot(Params):
@@ -212,21 +214,28 @@ class Evaluate(Stage):
 
 
 DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features, "align": Align}
+ROUTES: dict[str, type[Route]] = {}  # modnet.recipe.routing fills it
 
 VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
 VERBS.register("incubate", Incubate, "modnet.methods.incubation:Incubation")
 VERBS.register("assemble", Assemble, "modnet.methods.assembly:Assembly")
 VERBS.register("distill", Distill, "modnet.methods.distillation:method")
-VERBS.register("route", Route, "modnet.methods.routing:routing")
+VERBS.register("route", Route, "modnet.methods.routing:method")
 VERBS.register("evaluate", Evaluate, "modnet.methods.evaluation:Evaluation")
 
 
 def stage_class(values: dict[str, Any]) -> type[Stage]:
     """The typed class of a stage written as a mapping; raises UnknownName for a verb or method that is not there."""
     entry = VERBS.get(str(values.get("run")))
-    if entry.params is not Distill:
+    families: dict[type[Params], tuple[str, dict[str, Any]]] = {
+        Distill: ("distillation method", DISTILLERS),
+        Route: ("routing method", ROUTES),
+    }
+    if entry.params not in families:
         return entry.params  # type: ignore[return-value]
-    method = values.get("method", "m2mkd")
-    if method not in DISTILLERS:
-        raise UnknownName("distillation method", str(method), list(DISTILLERS))
-    return DISTILLERS[method]
+    kind, methods = families[entry.params]
+    method = values.get("method", next(iter(methods)))
+    if method not in methods:
+        raise UnknownName(kind, str(method), list(methods))
+    found: type[Stage] = methods[method]
+    return found
