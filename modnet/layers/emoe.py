@@ -40,7 +40,7 @@ class AveragedKeysGate(EMoEGate):
     """
 
     by_keys = True
-    params: AveragedKeys  # type: ignore[assignment]
+    params: AveragedKeys
 
     def __init__(self, width: int, experts: int, top_k: int, params: AveragedKeys) -> None:
         nn.Module.__init__(self)
@@ -63,7 +63,7 @@ class AveragedKeysGate(EMoEGate):
 class CosineGate(EMoEGate):
     """Cosine of the projected token and the expert's vector, times exp(temperature), at most 100."""
 
-    params: Cosine  # type: ignore[assignment]
+    params: Cosine
 
     def __init__(self, width: int, experts: int, top_k: int, params: Cosine) -> None:
         nn.Module.__init__(self)

@@ -16,9 +16,8 @@ from modnet.recipe.document import Document
 from modnet.recipe.explain import explain, reason
 from modnet.recipe.fields import Choice, NoDefault, attribute_of, keys, marker
 from modnet.recipe.problems import Path, either
-from modnet.recipe.routing import ROUTES
 from modnet.recipe.sources import Source
-from modnet.recipe.stages import DISTILLERS, Stage, stage_class
+from modnet.recipe.stages import DISTILLERS, ROUTES, Stage, stage_class
 from modnet.registry import DATA, MODELS, VERBS, Params, Registry, UnknownName, nearest
 
 SECTIONS = ("name", "seed", "plugins", "data", "models", "defaults", "stages", "smoke")
