@@ -306,8 +306,15 @@ def evaluate_run(
     unknown = [name for name in of if name not in networks(folder)]
     if unknown:
         raise RequestError(f"{folder} has no network {', '.join(unknown)}; it has {', '.join(networks(folder))}")
-    keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
-    inputs = Inputs(recipe, Store(folder.parent.parent / "store"), keys, console.print, pick_device(device))
+    inputs = inputs_of_run(folder, device, console)
     stage = Evaluate(of=of, on=on)
     rows = VERBS.get("evaluate").resolve()(stage, inputs).rows()
     return summarise({recipe.seed: named_rows(stage, rows)})
+
+
+def inputs_of_run(folder: Path, device: str | None = None, console: Console | None = None) -> Inputs:
+    """What the stages of a run's folder read from; raises RequestError or RunFailed if it is none."""
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
+    say = (console or Console()).print
+    return Inputs(recipe, Store(folder.parent.parent / "store"), keys, say, pick_device(device))

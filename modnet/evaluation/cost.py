@@ -22,17 +22,21 @@ from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, each storage once, and multiply-adds of one input's forward pass."""
+    """Parameters, each storage once, and multiply-adds of the forward pass."""
 
     parameters: int
     macs: int
 
 
-def cost(chain: Chain, port: Port) -> Cost:
-    """The cost of one input of ``port``; raises ValueError for a port whose sizes are open."""
+def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
+    """The cost of one input of ``port``, or of a batch; raises ValueError for a port whose sizes are open.
+
+    Places of experts are counted in whole numbers for all tokens of a batch, so there a batch costs less than its
+    inputs one by one.
+    """
     twin = on_meta(chain).eval()
     with _counter() as counter, torch.no_grad():
-        twin(example(port, device="meta"))
+        twin(example(port, batch, device="meta"))
     return Cost(parameter_count(chain), counter.get_total_flops() // 2)
 
 

@@ -15,7 +15,7 @@ from modnet.methods.supervised import WholeMethod
 from modnet.randomness import Key
 from modnet.recipe.routing import Converted, Split, Upcycle
 from modnet.recipe.stages import Route
-from modnet.surgery.experts import block_numbers, expert_blocks
+from modnet.surgery.conversion import block_numbers, expert_blocks
 from modnet.surgery.splitting import split
 from modnet.surgery.upcycling import upcycled
 

@@ -17,7 +17,7 @@ from modnet.layers.mlp import MLP
 from modnet.layers.moe import Experts, MoEBlock
 from modnet.randomness import Key
 from modnet.recipe.routing import Split
-from modnet.surgery.experts import converted, expert_blocks
+from modnet.surgery.conversion import converted, expert_blocks
 
 ROUNDS, FACTOR = 100, 4096
 ALL_EXCHANGED, BEST_EXCHANGED = 64, 512  # keys: an exchange costs the square of their number

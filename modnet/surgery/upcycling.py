@@ -11,7 +11,7 @@ from modnet.layers.mlp import MLP
 from modnet.layers.moe import Experts, MoEBlock
 from modnet.randomness import Key
 from modnet.recipe.routing import Upcycle
-from modnet.surgery.experts import converted
+from modnet.surgery.conversion import converted
 
 
 def upcycled(chain: Chain, to: Upcycle, key: Key) -> Chain:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from rich.console import Console
 
+from modnet.errors import RequestError
 from modnet.layers.moe import MoEBlock
 from modnet.recipe import RecipeError, load_recipe
+from modnet.report.routing import analyse_run
+from modnet.report.trade_offs import trade_offs
 from tests.methods.conftest import Lab
 
 RECIPE = """
@@ -75,3 +82,26 @@ def test_a_split_network_is_measured_and_trained_on(routed: Lab) -> None:
 def test_what_cannot_work_is_told_before_anything_runs(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe, [override])
+
+
+def test_a_run_is_analysed_and_measured_at_other_settings(routed: Lab) -> None:
+    run = routed.folder / "routed" / "seed-0"
+    quiet = Console(file=io.StringIO())
+    numbers = analyse_run(run, of=["upcycled"], console=quiet)
+    place = run / "routing" / "upcycled"
+    assert json.loads((place / "routing.json").read_text()) == numbers["upcycled"]
+    assert set(numbers["upcycled"]) == {"block 1", "block 3"}
+    for name in ("load", "classes", "entropy", "together", "patches"):
+        with Image.open(place / f"{name}.png") as image:
+            assert min(image.size) > 200
+    assert list((place / "tb").iterdir())
+    points = trade_offs(run, of=["split"], console=quiet)["split"]
+    by_k = {p.top_k: p for p in points if p.capacity is None}
+    assert set(by_k) == {1, 2, 4, 8}
+    assert by_k[1].macs < by_k[4].macs < by_k[8].macs
+    limited = [p for p in points if p.order == "batch-priority"]
+    assert [p.dropped for p in limited] == sorted(p.dropped for p in limited)
+    assert limited[-1].macs < by_k[4].macs
+    assert (run / "routing" / "split" / "trade-offs.png").is_file()
+    with pytest.raises(RequestError, match="base of .* has experts to look at; those that have are: on, split, tuned"):
+        analyse_run(run, of=["base"], console=quiet)

@@ -16,7 +16,7 @@ from modnet.errors import RequestError
 from modnet.layers.block import Block
 from modnet.randomness import Key
 from modnet.recipe.routing import Split
-from modnet.surgery.experts import expert_blocks
+from modnet.surgery.conversion import expert_blocks
 from modnet.surgery.splitting import balanced_clusters, inertia, merged, split
 
 IMAGES = Key.of(1).normal(torch.arange(5), 64).view(5, 1, 8, 8)

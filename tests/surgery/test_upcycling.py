@@ -15,7 +15,7 @@ from modnet.errors import RequestError
 from modnet.layers.moe import MoEBlock
 from modnet.randomness import Key
 from modnet.recipe.routing import Upcycle
-from modnet.surgery.experts import expert_blocks
+from modnet.surgery.conversion import expert_blocks
 from modnet.surgery.upcycling import upcycled
 
 IMAGES = Key.of(1).normal(torch.arange(5), 64).view(5, 1, 8, 8)
