@@ -1,12 +1,14 @@
-"""``run: route``."""
+"""``run: route`` in its forms."""
 
 from __future__ import annotations
 
-from modnet.errors import RequestError
-from modnet.methods.base import Inputs
+from modnet.methods.base import Inputs, Method
+from modnet.methods.confidence import ConfidenceRouting
+from modnet.recipe.confidence import Confidence
 from modnet.recipe.stages import Route
 
 
-def routing(stage: Route, inputs: Inputs) -> None:
-    """Raises RequestError: no routing method is installed yet."""
-    raise RequestError("no routing method is installed yet, so a stage with run: route cannot be trained")
+def routing(stage: Route, inputs: Inputs) -> Method:
+    """The method of a routing stage, by its ``method:``."""
+    assert isinstance(stage, Confidence)
+    return ConfidenceRouting(stage, inputs)

@@ -53,6 +53,8 @@ COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     ("ece", "ECE", lambda v: f"{v['mean']:.3f}", 120),
     ("parameters", "params", count, 0),
     ("macs", "MACs", count, 0),
+    ("strong_share", "asks strong\n%", percent, 0),
+    ("macs_share", "of strong's\nMACs, %", percent, 0),
     ("images_per_second", "images\na second", count, 120),
     ("seconds", "seconds", seconds, 0),
     ("seconds_all", "with\nteacher", seconds, 100),
