@@ -90,8 +90,8 @@ def check_gate(case: Any) -> None:
 def check_inference(case: Any, gate: torch.nn.Module, weak: Tensor, strong: Tensor, features: Tensor) -> None:
     """The reference mixes probabilities, and takes the confidence from a softmax of these."""
     kind = {"kind": "perceptron", "sees": "dispersion", "hidden": 2, "layers": 2, "batch_norm": False}
-    networks = [Chain([Fixed(logits.detach())]) for logits in (weak, strong)]
-    cascade = Cascade(*networks, kind, answer="mix", quirk_probabilities=True)
+    small, large = (Chain([Fixed(logits.detach())]) for logits in (weak, strong))
+    cascade = Cascade(small, large, kind, answer="mix", quirk_probabilities=True)
     cascade.gate = _Seeing(gate, features)
     with torch.no_grad():
         scores = Chain([cascade]).eval()(torch.zeros(len(weak)))

@@ -35,7 +35,15 @@ from modnet.recipe.models import ViT
 from modnet.recipe.stages import M2mkd
 from modnet.recipe.training import EpochwiseCosine
 from modnet.surgery import hybrid, stitched
-from tests import golden_mowst, golden_nac, golden_nac_full, golden_nac_signatures, golden_nac_students, golden_routing
+from tests import (
+    golden_moduleformer,
+    golden_mowst,
+    golden_nac,
+    golden_nac_full,
+    golden_nac_signatures,
+    golden_nac_students,
+    golden_routing,
+)
 
 pytestmark = pytest.mark.golden
 
@@ -367,6 +375,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "distillation_loss": check_distillation_loss,
     "m2mkd_loss": check_m2mkd,
     "lr_and_drop_path": check_schedules,
+    **golden_moduleformer.CHECKS,
     **golden_mowst.CHECKS,
     **golden_nac.CHECKS,
     **golden_nac_full.CHECKS,
@@ -377,7 +386,6 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 
 # Families and methods that are not written yet: their cases may lie in a larger folder of cases.
 PENDING = (
-    "moduleformer_",
     "emoe_",
     "multimodn_",
     "snnet",

@@ -78,7 +78,8 @@ class HyperGate(nn.Module):
         made = {name: maker(features) for name, maker in self.makers.items()}
         first = made["weight1"].view(-1, 2, self.hidden)
         inner = torch.einsum("bi,bih->bh", spread, first) + made["bias1"]
-        return (inner * made["weight2"]).sum(-1) + made["bias2"][:, 0]
+        out: Tensor = (inner * made["weight2"]).sum(-1) + made["bias2"][:, 0]
+        return out
 
 
 def mowst_loss(weak: Tensor, strong: Tensor, confidence: Tensor, target: Tensor) -> Tensor:
@@ -160,6 +161,7 @@ class Cascade(Module):
         return weak, strong, self.score(weak).sigmoid()
 
     def forward(self, x: Any, ctx: Pass) -> Tensor:
+        """Inputs to logits (B, classes), or probabilities with the quirk."""
         if x.is_meta or self.answer == "mix":  # shapes alone cannot say who answers
             weak, strong, confidence = self.both(x, ctx)
             if not self.quirk:

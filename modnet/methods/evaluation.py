@@ -86,8 +86,10 @@ class Evaluation:
     def val(self, name: str) -> Row:
         """Top-1 on val of the weights that the stage gave, as the stage measured it."""
         result = self.inputs.store.result(self.inputs.keys[name])
-        top1 = result["metrics"].get(NETWORK, {}).get("top1", result.get("meta_val_top1"))
-        return {} if top1 is None else {"val_top1": top1}
+        metrics = result["metrics"].get(NETWORK, {})
+        found = {"val_top1": metrics.get("top1", result.get("meta_val_top1"))}
+        found["val_bits_per_byte"] = metrics.get("bits_per_byte")
+        return {name: value for name, value in found.items() if value is not None}
 
     def asked(self, network: Chain, suite: Suite) -> Row:
         """Of a cascade: the share in percent of the first suite that the large network answers, and the mean MACs."""
@@ -104,6 +106,8 @@ class Evaluation:
         counted = cost(network, port)
         speed = {"images_per_second": throughput(network, port)} if self.stage.throughput else {}
         sizes = {"parameters": counted.parameters, "macs": counted.macs}
+        if counted.active != counted.parameters:
+            sizes["active_parameters"] = counted.active
         return {**sizes, **stage_costs(name, self.inputs), **speed}
 
 

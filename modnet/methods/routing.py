@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from modnet.methods.base import Inputs, Method
 from modnet.methods.confidence import ConfidenceRouting
+from modnet.methods.experts import Concentration, Growth, Pruning
 from modnet.recipe.confidence import Confidence
+from modnet.recipe.experts import Concentrate, Grow, Prune
 from modnet.recipe.stages import Route
+
+METHODS: dict[type[Route], Callable[[Any, Inputs], Method]] = {
+    Confidence: ConfidenceRouting,
+    Concentrate: Concentration,
+    Prune: Pruning,
+    Grow: Growth,
+}
 
 
 def routing(stage: Route, inputs: Inputs) -> Method:
     """The method of a routing stage, by its ``method:``."""
-    assert isinstance(stage, Confidence)
-    return ConfidenceRouting(stage, inputs)
+    return METHODS[type(stage)](stage, inputs)

@@ -21,6 +21,7 @@ from modnet.recipe.stages import (
     FewShot,
     Incubate,
     M2mkd,
+    Route,
     Stage,
     Train,
     TrainingStage,
@@ -41,6 +42,9 @@ def network_of(name: str, recipe: Named) -> str | None:
         return network_of(stage.from_, recipe)
     if isinstance(stage, Incubate):
         return stage.model
+    if isinstance(stage, Route):
+        earlier = getattr(stage, "from_", None)
+        return network_of(earlier, recipe) if earlier else None
     return stage.student if isinstance(stage, Distill) else None
 
 

@@ -214,7 +214,12 @@ class Evaluate(Stage):
 
 
 DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features, "align": Align}
-ROUTES = {"confidence": "modnet.recipe.confidence:Confidence"}  # imported when a recipe names one
+ROUTES = {  # imported when a recipe names one
+    "confidence": "modnet.recipe.confidence:Confidence",
+    "concentrate": "modnet.recipe.experts:Concentrate",
+    "prune": "modnet.recipe.experts:Prune",
+    "grow": "modnet.recipe.experts:Grow",
+}
 
 VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
 VERBS.register("incubate", Incubate, "modnet.methods.incubation:Incubation")

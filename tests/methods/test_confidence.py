@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modnet.errors import RequestError
@@ -17,10 +17,13 @@ from modnet.layers.confidence import Cascade
 from modnet.methods.confidence import ConfidenceRouting, Verdicts
 from modnet.recipe import RecipeError
 
+FEW = settings(max_examples=15, deadline=None)
+
 BASE = "stages.weak={run: train, model: small, epochs: 2, optimizer: adamw, seed: 0}"
 ROUTED = "stages.routed={run: route, method: confidence, weak: weak, strong: base, lose: 1, optimizer: adamw%s}"
 
 
+@FEW
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.booleans()), min_size=1, max_size=30), st.floats(0, 100))
 def test_the_threshold_asks_least_among_those_that_keep_the_accuracy(
     rows: list[tuple[int, bool, bool]], least: float
@@ -91,7 +94,10 @@ def test_turns_train_the_small_network_and_then_the_large_one(taught: Any) -> No
     ]
     assert learning == [{"weak", "gate"}, {"strong"}] * 2
     jobs[0].objective.train()
-    assert not any(m.training for m in jobs[0].objective.chain.leaves[0].strong.leaves)
+    (cascade,) = jobs[0].tracks[0].chain.leaves
+    assert isinstance(cascade, Cascade)
+    assert not any(m.training for m in cascade.strong.leaves)
+    assert all(m.training for m in cascade.weak.leaves)
 
 
 def test_mixing_asks_both_networks_always(taught: Any) -> None:
