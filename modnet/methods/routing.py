@@ -8,8 +8,10 @@ from typing import Any
 from modnet.methods.base import Inputs, Method
 from modnet.methods.confidence import ConfidenceRouting
 from modnet.methods.experts import Concentration, Growth, Pruning
+from modnet.methods.lora import LoraExperts
 from modnet.recipe.confidence import Confidence
 from modnet.recipe.experts import Concentrate, Grow, Prune
+from modnet.recipe.lora import Lora
 from modnet.recipe.stages import Route
 
 METHODS: dict[type[Route], Callable[[Any, Inputs], Method]] = {
@@ -17,6 +19,7 @@ METHODS: dict[type[Route], Callable[[Any, Inputs], Method]] = {
     Concentrate: Concentration,
     Prune: Pruning,
     Grow: Growth,
+    Lora: LoraExperts,
 }
 
 

@@ -219,6 +219,7 @@ ROUTES = {  # imported when a recipe names one
     "concentrate": "modnet.recipe.experts:Concentrate",
     "prune": "modnet.recipe.experts:Prune",
     "grow": "modnet.recipe.experts:Grow",
+    "lora": "modnet.recipe.lora:Lora",
 }
 
 VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
