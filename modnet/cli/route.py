@@ -34,7 +34,7 @@ def route(
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Put experts in the place of dense blocks and train them, with what that needs first."""
+    """Route between modules or networks, with what that needs first; or look at the routers of a finished run."""
     for run, what in ((analyse, "analyse"), (trade_offs, "trade-offs")):
         if run is not None:
             _look(run, what, recipe, of, threads, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modnet.chain import Chain
+from modnet.engine.losses import by_position
 
 BINS = 15  # of the expected calibration error
 
@@ -36,7 +39,8 @@ class Normaliser(Protocol):
 class Scores:
     """Top-1 and top-5 accuracy in percent, mean negative log-likelihood in nats, calibration error in [0, 1].
 
-    ``ece``: expected calibration error with 15 equal bins of confidence (Guo et al. 2017). ``count``: images.
+    Of text each position counts, and the mean negative log-likelihood is told in bits as well. ``ece``: expected
+    calibration error with 15 equal bins of confidence (Guo et al. 2017). ``count``: images.
     """
 
     top1: float
@@ -44,10 +48,12 @@ class Scores:
     nll: float
     ece: float
     count: int
+    text: bool = False
 
     def as_dict(self) -> dict[str, float]:
-        """The four scores by name, without the count."""
-        return {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece}
+        """The four scores by name, without the count; of text ``bits_per_byte`` as well."""
+        found = {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece}
+        return found | {"bits_per_byte": self.nll / math.log(2)} if self.text else found
 
 
 @contextmanager
@@ -64,12 +70,12 @@ def evaluating(chain: Chain) -> Iterator[None]:
 
 
 def logits_of(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (b, classes) float32 and labels (b,) of each batch in order, on the chain's device."""
+    """Logits (b, classes) float32 and labels (b,) of each batch in order, of text by position, on its device."""
     example = next(chain.parameters(), None)
     device = torch.device("cpu") if example is None else example.device
     for stored, labels in images.batches(batch):
         logits = chain(dataset.normalise(stored.to(device, non_blocking=True)))
-        yield logits.float(), labels.to(device)
+        yield by_position(logits.float(), labels.to(device))
 
 
 def predict(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512) -> Tensor:
@@ -91,7 +97,7 @@ def measure(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512,
             if mask is not None:
                 logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
             tally.add(logits, labels)
-    return tally.scores()
+    return dataclasses.replace(tally.scores(), text=chain.gives is not None and chain.gives["per"] == "position")
 
 
 class _Tally:

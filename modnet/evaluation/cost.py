@@ -18,14 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modnet.chain import Chain, Port, parameter_count
 from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
+from modnet.layers.expert_attention import ExpertAttention
+from modnet.layers.moe import MoE
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, each storage once, and multiply-adds of the forward pass."""
+    """Parameters, each storage once, and multiply-adds of the forward pass.
+
+    ``active``: the parameters without those of experts that a token does not choose.
+    """
 
     parameters: int
     macs: int
+    active: int
 
 
 def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
@@ -37,7 +43,9 @@ def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
     twin = on_meta(chain).eval()
     with _counter() as counter, torch.no_grad():
         twin(example(port, batch, device="meta"))
-    return Cost(parameter_count(chain), counter.get_total_flops() // 2)
+    parameters = parameter_count(chain)
+    idle = sum(part.idle_parameters() for part in chain.modules() if isinstance(part, MoE | ExpertAttention))
+    return Cost(parameters, counter.get_total_flops() // 2, parameters - idle)
 
 
 def training_flops(chain: Chain, port: Port, input_grad: bool = False) -> float:
@@ -67,7 +75,7 @@ def on_meta(chain: Chain) -> Chain:
 
 
 def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> Tensor:
-    """Zeros shaped like ``batch`` inputs of an image, tokens or maps port.
+    """Zeros shaped like ``batch`` inputs of an image, tokens, maps or ids port.
 
     Raises ValueError for another kind of port, or one whose sizes are open.
     """
@@ -78,7 +86,9 @@ def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> T
         return torch.zeros(batch, port["prefix"] + down * across, port["width"], device=device)
     if port.kind == "maps" and None not in (port["channels"], port["height"], port["width"]):
         return torch.zeros(batch, port["channels"], port["height"], port["width"], device=device)
-    raise ValueError(f"an example input needs an image, tokens or maps port with all sizes, not {port}")
+    if port.kind == "ids" and port["length"] is not None:
+        return torch.zeros(batch, port["length"], dtype=torch.int64, device=device)
+    raise ValueError(f"an example input needs an image, tokens, maps or ids port with all sizes, not {port}")
 
 
 def _counter() -> FlopCounterMode:

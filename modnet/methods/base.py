@@ -129,6 +129,7 @@ class Method:
 
     def job(self, name: str, objective: Any, tracks: list[Track], validate: Any, **extra: Any) -> Job:
         """A job on this stage's data and settings."""
+        extra.setdefault("score", self.dataset.score)
         batches = TrainBatches(self.dataset, self.stage.batch, self.key, self.stage.augment, self.inputs.device)
         return Job(name, objective, tracks, batches, self.stage, self.key, validate, **extra)
 

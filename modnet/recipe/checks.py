@@ -40,10 +40,13 @@ def network_of(name: str, recipe: Named) -> str | None:
     stage = recipe.stages.get(name)
     if isinstance(stage, Train):
         return stage.model or (network_of(stage.from_, recipe) if stage.from_ else None)
-    if isinstance(stage, Assemble | Route):
+    if isinstance(stage, Assemble):
         return network_of(stage.from_, recipe)
     if isinstance(stage, Incubate):
         return stage.model
+    if isinstance(stage, Route):
+        earlier = getattr(stage, "from_", None)
+        return network_of(earlier, recipe) if earlier else None
     return stage.student if isinstance(stage, Distill) else None
 
 
@@ -222,7 +225,7 @@ def _same_images(checker: Checker, stage: TrainingStage) -> None:
     read = {
         ("teacher",): getattr(stage, "teacher", None),
         ("meta",): getattr(stage, "meta", None),
-        ("from",): stage.from_ if isinstance(stage, Assemble | Route) else None,
+        ("from",): stage.from_ if isinstance(stage, Assemble | Converted) else None,
         ("kd", "teacher"): kd.teacher if kd else None,
     }
     own = checker.recipe.data.get(stage.data)

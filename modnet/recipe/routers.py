@@ -145,6 +145,24 @@ ROUTERS.tag(
 )
 ROUTERS.preset("switch", "softmax-top-k", about="for top_k 1: Switch's balance loss and z-loss", switch=0.01, z=0.001)
 
+
+class PerceptronTopK(SoftmaxTopK):
+    """A perceptron, softmax over all experts, then the top K of it (ModuleFormer)."""
+
+    name: str = "perceptron"
+    hidden: PositiveInt = 64
+    silent: NonNegativeInt = 0  # rows of experts that were pruned, which stay in the softmax
+
+
+class CentroidTopK(PerceptronTopK):
+    """Cosine of a projected token and each expert's direction, softmax, then the top K of it (ModuleFormer's gmm)."""
+
+    name: str = "centroids"
+
+
+ROUTERS.register("perceptron", PerceptronTopK, "modnet.layers.perceptron_router:PerceptronTopKGate")
+ROUTERS.register("centroids", CentroidTopK, "modnet.layers.perceptron_router:CentroidTopKGate")
+
 Router = Annotated[SerializeAsAny[Params], BeforeValidator(ROUTERS.read), Choice(ROUTERS)]
 NO_GRADIENT = (
     "with top_k 1 router {name} gives every token the weight 1, so no gradient of the task reaches it; "

@@ -7,13 +7,14 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from modnet.recipe.routers import NO_GRADIENT, AveragedKeys, Placement, RenormalisedTopK, Router, RouterParams
-from modnet.recipe.stages import ROUTES, Route
+from modnet.recipe.stages import Route, WholeStageRef
 from modnet.recipe.training import Fraction
 
 
 class Converted(Route):
     """What the methods share that turn dense blocks into blocks with experts."""
 
+    from_: WholeStageRef = Field(alias="from")
     placement: Placement = "every-2"
     experts: PositiveInt = 8
     top_k: PositiveInt = 2  # experts that a token goes to
@@ -62,6 +63,3 @@ class Split(Converted):
     experts: PositiveInt = 16
     top_k: PositiveInt = 8
     router: Router = Field(default_factory=AveragedKeys)
-
-
-ROUTES |= {"upcycle": Upcycle, "split": Split}

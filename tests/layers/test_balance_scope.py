@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
 
 import modnet.recipe.routers  # noqa: F401 - registers the names
 from modnet.layers.routers import Gate
@@ -49,7 +49,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    spawn(worker, (str(tmp_path),), nprocs=2)
     loss, grad = torch.load(tmp_path / "found.pt", weights_only=True)
     alone = found(slice(0, 8))
     torch.testing.assert_close(loss, alone[0])

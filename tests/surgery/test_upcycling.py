@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from modnet.chain import Chain, Pass
 from modnet.errors import RequestError
+from modnet.layers.block import Block
 from modnet.layers.moe import MoEBlock
 from modnet.randomness import Key
 from modnet.recipe.routing import Upcycle
@@ -23,6 +25,12 @@ IMAGES = Key.of(1).normal(torch.arange(5), 64).view(5, 1, 8, 8)
 
 def to(**values: Any) -> Upcycle:
     return Upcycle.model_validate({"data": "data", "from": "dense", "placement": "all", **values})
+
+
+def keys_of(dense: Chain) -> Tensor:
+    block = dense.leaves[1]
+    assert isinstance(block, Block)
+    return block.mlp.fc1.weight
 
 
 def made(dense: Chain, **values: Any) -> Chain:
@@ -94,7 +102,7 @@ def test_noise_and_fresh_units_make_copies_differ(tiny: Callable[..., Chain]) ->
     first = expert_blocks(one)[1].moe.experts.fc1.weight
     assert torch.equal(first, expert_blocks(again)[1].moe.experts.fc1.weight)
     assert not torch.equal(first[0], first[1])
-    fc1 = dense.leaves[1].mlp.fc1.weight  # type: ignore[union-attr]
+    fc1 = keys_of(dense)
     near = expert_blocks(other)[1].moe.experts.fc1.weight - fc1
     assert near.std().item() == pytest.approx(0.1 * fc1.std().item(), rel=0.1)
     far = (first - fc1).abs().amax(-1) > 0.7 * fc1.std()
@@ -108,8 +116,7 @@ def test_fragments_are_rows_of_one_copy(tiny: Callable[..., Chain]) -> None:
     assert torch.equal(rows[0], rows[1])
     assert not torch.equal(rows[1], rows[2])
     assert block.moe.experts.fc1.weight.shape == (6, 32, 16)
-    fc1 = dense.leaves[1].mlp.fc1.weight  # type: ignore[union-attr]
-    assert torch.equal(block.moe.experts.fc1.weight[:2].flatten(0, 1), fc1)
+    assert torch.equal(block.moe.experts.fc1.weight[:2].flatten(0, 1), keys_of(dense))
 
 
 def test_a_network_without_such_blocks_is_refused(tiny: Callable[..., Chain]) -> None:
