@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,16 +39,19 @@ NAMES = (  # of the reference's tensors and ours, in order
     (r"mlpf\.output_experts\.", "moe.experts.fc2."),
     (r"mlpf\.experts\.", "moe.experts.fc1."),
     (r"mlpf\.gate\.", "moe.gate."),
-    (r"w_gate\.0\.", "inner."),
-    (r"w_gate\.3\.", "gate."),
 )
 
 
-def ours(name: str) -> str:
-    """The name of one of the reference's tensors in our modules."""
+def ours(name: str, kind: str) -> str:
+    """The name of one of the reference's tensors in our modules, whose routers are of a kind."""
     for pattern, new in NAMES:
         name = re.sub(pattern, new, name)
-    return name
+    return in_gate(name, kind)
+
+
+def in_gate(name: str, kind: str) -> str:
+    """The name with its router's part replaced, if it has one."""
+    return re.sub(r"(^|\.)gate\.(.+)$", lambda m: f"{m[1]}gate.{gate_name(kind)(m[2])}", name)
 
 
 def turned(name: str, tensor: Tensor) -> Tensor:
@@ -59,7 +63,7 @@ def load(module: nn.Module, state: dict[str, Tensor]) -> None:
     module.load_state_dict({name: turned(name, tensor) for name, tensor in state.items()})
 
 
-def expect_gradients(case: Any, named: dict[str, Tensor], rename: Any = ours) -> None:
+def expect_gradients(case: Any, named: dict[str, Tensor], rename: Callable[[str], str]) -> None:
     """Every gradient that the case holds, by our names."""
     for key in [k for k in sorted(case.waiting) if k.startswith("out.grad.")]:
         name = key.removeprefix("out.grad.")
@@ -129,11 +133,11 @@ def check_moe(case: Any) -> None:
     activation = "gelu-tanh" if config["activation"] == "gelu_new" else "gelu"
     shape = (config["input_size"], config["head_size"], config["num_experts"], config["top_k"])
     moe = MoE(*shape, router_of(config), activation, config["bias"])  # type: ignore[arg-type]
-    renames = {"experts.": "experts.fc1.", "output_experts.": "experts.fc2.", "gate.w_gate.0.": "gate.inner."}
-    renames |= {"gate.w_gate.3.": "gate.gate."}
+    renames = {"experts.": "experts.fc1.", "output_experts.": "experts.fc2."}
 
     def rename(name: str) -> str:
-        return next((name.replace(old, new, 1) for old, new in renames.items() if name.startswith(old)), name)
+        found = next((name.replace(old, new, 1) for old, new in renames.items() if name.startswith(old)), name)
+        return in_gate(found, config["gate_type"])
 
     load(moe, {rename(name): tensor for name, tensor in case.under("state.").items()})
     x, ctx = case.given("x").clone().requires_grad_(), Pass()
@@ -178,8 +182,8 @@ def block_of(config: dict[str, Any]) -> ModuleFormerBlock:
 
 
 def check_block(case: Any) -> None:
-    block = block_of(case.config)
-    load(block, {ours(name): tensor for name, tensor in case.under("state.").items()})
+    block, kind = block_of(case.config), case.config["gate_type"]
+    load(block, {ours(name, kind): tensor for name, tensor in case.under("state.").items()})
     x, ctx = case.given("x").clone().requires_grad_(), Pass()
     output, (keys, values) = block.train().step(x, ctx)
     loss = torch.stack(list(ctx.losses.values())).sum()
@@ -188,7 +192,7 @@ def check_block(case: Any) -> None:
     case.expect("keys", keys)
     case.expect("values", values)
     ((output * case.given("cotangent")).sum() + loss).backward()
-    expect_gradients(case, {"x": x, **dict(block.named_parameters())})
+    expect_gradients(case, {"x": x, **dict(block.named_parameters())}, lambda name: ours(name, kind))
     with torch.no_grad():
         check_inside(case, block.eval(), x, keys)
 
@@ -230,7 +234,7 @@ def check_model(case: Any) -> None:
     last = str(len(chain.leaves) - 1)
 
     def rename(name: str) -> str:
-        return ours(name).replace("HEAD", last)
+        return ours(name, config["gate_type"]).replace("HEAD", last)
 
     load(chain, {rename(name): tensor for name, tensor in case.under("state.").items()})
     ctx = Pass(wanted=frozenset(range(1, config["n_layer"] + 1)))

@@ -147,7 +147,7 @@ def reweighted(chain: Chain, **weights: float) -> Chain:
     """A network on its own storage whose routers have other loss weights; raises RequestError for one without them."""
     description = describe(chain)
     for position, name in mixtures(chain):
-        _, router = chain.leaves[position].holds[name]
+        _, router = _arguments(chain, (position, name))
         held = description["leaves"][position]
         unknown = sorted(set(weights) - set(held[router]))
         if unknown:
@@ -164,7 +164,7 @@ def _resized(chain: Chain, counts: Mapping[Place, int], silent: Mapping[Place, i
     """The network rebuilt with other numbers of experts; what is not of experts is copied."""
     description = describe(chain)
     for (position, name), count in counts.items():
-        experts, router = chain.leaves[position].holds[name]
+        experts, router = _arguments(chain, (position, name))
         held = description["leaves"][position]
         held[experts] = count
         more = silent.get((position, name), 0)
@@ -180,6 +180,13 @@ def _resized(chain: Chain, counts: Mapping[Place, int], silent: Mapping[Place, i
         if tensor.shape == old[name].shape:
             tensor.copy_(old[name])
     return made
+
+
+def _arguments(chain: Chain, place: Place) -> tuple[str, str]:
+    """The names of a leaf's arguments that say how many experts a mixture has, and which router."""
+    position, name = place
+    holds: dict[str, tuple[str, str]] = getattr(chain.leaves[position], "holds", {})
+    return holds[name]
 
 
 def _silent(part: Mixture) -> int:
