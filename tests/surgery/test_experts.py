@@ -145,8 +145,8 @@ def test_what_a_router_cannot_do_is_said() -> None:
     chain = vision()
     with pytest.raises(RequestError, match="prune with rows: drop"):
         pruned(chain, {place: [0, 1] for place in mixtures(chain)})
-    with pytest.raises(RequestError, match="has no concentration"):
-        reweighted(chain, concentration=0.1)
+    with pytest.raises(RequestError, match="has no silence"):
+        reweighted(chain, silence=0.1)
     with pytest.raises(RequestError, match="has no experts"):
         mixtures(vit(ViT(width=8, heads=2, depths=(1,), patch=4), IMAGE, 5))
 
