@@ -228,7 +228,7 @@ VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
 VERBS.register("incubate", Incubate, "modnet.methods.incubation:Incubation")
 VERBS.register("assemble", Assemble, "modnet.methods.assembly:Assembly")
 VERBS.register("distill", Distill, "modnet.methods.distillation:method")
-VERBS.register("route", Route, "modnet.methods.routing:method")
+VERBS.register("route", Route, "modnet.methods.routing:routing")
 VERBS.register("evaluate", Evaluate, "modnet.methods.evaluation:Evaluation")
 
 
