@@ -60,7 +60,7 @@ def load(layers: Layers) -> Figure:
     )
     for axis, layer in zip(axes[0], layers.values(), strict=True):
         numbers = layer.numbers()
-        axis.bar(range(layer.experts), 100 * layer.load, color="#4477aa", width=0.8)
+        axis.bar(range(layer.experts), (100 * layer.load).tolist(), color="#4477aa", width=0.8)
         axis.axhline(100 / layer.experts, color="#cc6677", linewidth=1, linestyle="--", label="even share")
         axis.set_title(f"block {layer.block}: CV {numbers['load_cv']:.2f}, {numbers['dead']:.0f} unused", fontsize=9)
         axis.set_xlabel("expert", fontsize=8)
@@ -85,7 +85,7 @@ def by_class(layers: Layers, classes: Sequence[str]) -> Figure:
     shares = [100 * table / table.sum(1, keepdim=True).clamp(min=1) for table in tables]
     most = max(float(share.max()) for share in shares)
     for axis, layer, share in zip(axes[0], layers.values(), shares, strict=True):
-        shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        shown = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
         numbers = layer.numbers()
         axis.set_title(
             f"block {layer.block}: information {numbers['class_mi']:.3f} nats\n"
@@ -135,7 +135,7 @@ def together(layers: Layers) -> Figure:
         alone = layer.together.diagonal().clamp(min=1)
         share = 100 * layer.together / alone[:, None]
         share.fill_diagonal_(torch.nan)
-        shown = axis.imshow(share, cmap="Purples", vmin=0, vmax=100, interpolation="nearest")
+        shown = axis.imshow(share.numpy(), cmap="Purples", vmin=0, vmax=100, interpolation="nearest")
         axis.set_title(f"block {layer.block}: {layer.top_k} of {layer.experts}", fontsize=9)
         ticks = range(0, layer.experts, max(1, layer.experts // 8))
         axis.set_xticks(ticks)
