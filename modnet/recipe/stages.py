@@ -86,6 +86,7 @@ class Incubate(TrainingStage):
     run: Literal["incubate"] = "incubate"
     model: ModelRef
     meta: WholeStageRef
+    hint: NonNegativeFloat = 0.0  # weight of the distance to the meta module's own output; 0: as published
     fused: Annotated[bool, Unkeyed()] = True  # all modules side by side, else one by one: the same weights
 
 

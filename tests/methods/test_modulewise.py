@@ -98,6 +98,18 @@ def test_a_hint_adds_the_distance_to_the_teacher_modules_own_output(tiny: Callab
     assert torch.equal(hinted["module2"], plain["module2"])
 
 
+def test_a_hint_in_incubation_is_m2mkd_without_distillation_from_the_meta_itself(tiny: Callable[..., Chain]) -> None:
+    meta = tiny().eval()
+    modules = {i: stitched(m, meta, i, "identity") for i, m in enumerate(tiny(depths=(2, 2, 2), seed=1))}
+    hinted = IncubationObjective(meta, modules, 0.0, hint=0.5)(batch(), Pass())
+    taught = M2mkdObjective(meta, meta, modules, m2mkd(alpha=0.0, hint=0.5, stitch="identity"))(batch(), Pass())
+    assert hinted["module0"] > IncubationObjective(meta, modules, 0.0)(batch(), Pass())["module0"]
+    for i, module in modules.items():
+        alone = IncubationObjective(meta, {i: module}, 0.0, hint=0.5)(batch(), Pass())
+        assert torch.equal(alone[f"module{i}"], hinted[f"module{i}"])
+        assert torch.allclose(taught[f"module{i}"], hinted[f"module{i}"])
+
+
 def test_feature_loss_is_the_distance_to_the_teachers_own_features(tiny: Callable[..., Chain]) -> None:
     teacher = tiny(depths=(2, 2, 2), seed=1).eval()
     students = {i: stitched(m, teacher, i, "linear") for i, m in enumerate(tiny(seed=2, width=8))}
