@@ -138,3 +138,20 @@ def test_incubation_costs_at_most_57_percent_of_the_longest_schedule_and_what_th
         cost += whole * epochs_of(recipe, joined)
         assert cost <= 0.57 * whole * max(schedules.values())
         assert 0.98 < cost / (whole * schedules["e2e_compute"]) <= 1
+
+
+def test_with_an_off_the_shelf_teacher_rows_of_compute_cost_the_same() -> None:
+    recipe = load_recipe("fashion-mnist/pretrained-teacher")
+    port, classes = port_of(recipe.data["small"])
+    drawn = recipe.models["lite0"].changed(weights=None)
+    teacher = MODELS.get("efficientnet-lite0").resolve()(drawn, port, classes)
+    student = MODELS.get("vit").resolve()(recipe.models["vit_s"], port, classes)
+    taught, alone = training_flops(teacher.frozen(), port), training_flops(student, port)
+    learners = [stitched(module, teacher, i, "linear") for i, module in enumerate(student)]
+    modules = taught + sum(training_flops(learner, learner.takes or port) for learner in learners)
+    folded = taught + training_flops(fold_stitches(assemble(learners)), port)
+    epochs = {name: stage.epochs for name, stage in recipe.stages.items() if hasattr(stage, "epochs")}
+    spent = modules * epochs["transfer"] + folded * epochs["features_compute"]
+    assert 1 <= (taught + alone) * epochs["hinton_compute"] / spent < 1.05
+    assert 1 <= alone * epochs["e2e_compute"] / spent < 1.05
+    assert epochs["e2e_epochs"] == epochs["transfer"] + epochs["features_compute"]
