@@ -16,13 +16,12 @@ from modnet.engine.artifacts import load_chain, save_chain
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
 from modnet.errors import RequestError
-from modnet.evaluation.cost import cost
 from modnet.evaluation.summary import summarise
 from modnet.methods.base import NETWORK, Inputs, Method
 from modnet.methods.costs import ancestors
 from modnet.recipe import Recipe, inputs_of, load_recipe, resolve_suite, stage_keys
-from modnet.recipe.stages import Evaluate, Stage, TrainingStage
-from modnet.registry import MODELS, VERBS
+from modnet.recipe.stages import Evaluate, Stage
+from modnet.registry import VERBS
 from modnet.store import RunFolder, Store, atomic_write_json, read_json
 
 DEFAULT_RUNS = Path("runs")
@@ -223,40 +222,6 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
         "flops": {part: flops * images for part, flops in method.flops().items()},
         "metrics": metrics,
     }
-
-
-def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
-    """A row for every stage: whether it is done, what it reads, its epochs, and the model that it builds.
-
-    Parameters and multiply-adds (MACs) of one image are counted without weights and without reading images.
-    """
-    session = open_session(recipe, runs, Console(quiet=True))
-    rows = []
-    for name, stage in recipe.stages.items():
-        model = getattr(stage, "model", None) or getattr(stage, "student", None)
-        rows.append(
-            {
-                "stage": name,
-                "verb": stage.run,
-                "state": "done" if session.store.is_done(session.keys[name]) else "to do",
-                "reads": " ".join(inputs_of(stage, recipe)),
-                "epochs": getattr(stage, "epochs", None),
-                **(model_size(recipe, model, stage.data) if model and isinstance(stage, TrainingStage) else {}),
-            }
-        )
-    return rows
-
-
-def model_size(recipe: Recipe, model: str, source: str) -> dict[str, Any]:
-    """Parameters and MACs of a model for the images of a data source."""
-    port, classes = data.port_of(recipe.data[source])
-    params = recipe.models[model]
-    if "pretrained" in type(params).model_fields:
-        params = params.changed(pretrained=False, weights=None)  # sizes need no weights
-    with torch.device("meta"):
-        chain = MODELS.get(str(params.name)).resolve()(params, port, classes)  # type: ignore[attr-defined]
-    counted = cost(chain, port)
-    return {"model": model, "parameters": counted.parameters, "MACs": counted.macs}
 
 
 def load(path: str | Path, stage: str | None = None) -> Chain:

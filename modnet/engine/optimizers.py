@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from modnet.chain import Chain
 from modnet.engine.muon import Muon
 from modnet.recipe import training
+from modnet.registry import Params
 
 # timm's names, and a circuit's: its positions, and what its modules are
 NO_DECAY = ("bias", "cls_token", "reg_token", "dist_token", "pos_embed", "grid", "codes", "signatures", "states")
@@ -53,6 +54,18 @@ def muon(params: training.Muon, chain: Chain) -> torch.optim.Optimizer:
     matrices = {named[name]: count for name, count in declared.items() if name in named}
     rest = {name: p for name, p in named.items() if name not in declared}
     return Muon(matrices, groups(rest, params.others.lr, params.others.weight_decay), params)
+
+
+def state_numbers(params: Params, chain: Chain) -> int:
+    """How many numbers an optimizer keeps beside what is trainable in a chain; two for each where it is not known."""
+    sizes = {name: p.numel() for name, p in trainable(chain).items()}
+    match params:
+        case training.SGD(momentum=momentum):
+            return sum(sizes.values()) if momentum else 0
+        case training.Muon():
+            matrices = declared_matrices(chain).keys()
+            return sum(size if name in matrices else 2 * size for name, size in sizes.items())
+    return 2 * sum(sizes.values())
 
 
 def declared_matrices(chain: Chain) -> dict[str, int]:

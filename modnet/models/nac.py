@@ -63,6 +63,7 @@ def _propagators(params: NAC, codes: int) -> list[Propagator]:
         "stochastic": params.stochastic,
         "temperature": params.temperature,
     }
+    blocks = {"clusters": params.graph.groups, "p_in": params.graph.p_in, "p_out": params.graph.p_out}
     repeats = params.iterations if params.share_weights else 1
     return [
         Propagator(
@@ -78,6 +79,7 @@ def _propagators(params: NAC, codes: int) -> list[Propagator]:
             hears=params.hears_inputs,
             drop_path=params.drop_path,
             kernel=kernel,
+            blocks={"weight": params.blocks, **blocks} if params.blocks else None,
             **_common(params),
         )
         for depth in range(0, params.iterations, repeats)

@@ -108,6 +108,14 @@ class Crop(Params):
     pad: PositiveInt = 2
 
 
+class ResizedCrop(Params):
+    """Show a random part of each image, resized to the whole (Szegedy et al. 2015): first, of the whole picture."""
+
+    name: Literal["resized-crop"] = "resized-crop"
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)  # share of the area
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)  # width over height
+
+
 class Flip(Params):
     """Mirror each image left to right with a probability."""
 
@@ -158,6 +166,6 @@ class RandAugment(Params):
     std: NonNegativeFloat = 0.5
 
 
-for _params in (Crop, Flip, Erase, Mixup, CutMix, MixupOrCutMix, RandAugment):
+for _params in (Crop, ResizedCrop, Flip, Erase, Mixup, CutMix, MixupOrCutMix, RandAugment):
     _key = _params.model_fields["name"].default
     AUGMENTS.register(_key, _params, f"modnet.data.augment:{_key.replace('-', '_')}")
