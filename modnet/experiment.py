@@ -243,6 +243,19 @@ def load(path: str | Path, stage: str | None = None) -> Chain:
     return load_chain(folder, NETWORK).eval()
 
 
+def load_modules(path: str | Path, stage: str) -> list[Chain]:
+    """The modules that an incubation or distillation stage of a run trained, in order, in eval mode.
+
+    Raises RequestError if the stage has left none.
+    """
+    folder = Path(path) / "stages" / stage
+    names = sorted(folder.glob("module*.json"), key=lambda file: int(file.stem.removeprefix("module")))
+    if not names:
+        there = sorted({file.parent.name for file in Path(path).glob("stages/*/module0.json")})
+        raise RequestError(f"{folder} has no modules; stages with modules: {', '.join(there) or 'none'}")
+    return [load_chain(folder, file.stem).eval() for file in names]
+
+
 def networks(run_folder: Path) -> list[str]:
     """The stages of a run that hold a trained network."""
     return sorted(path.parent.name for path in run_folder.glob(f"stages/*/{NETWORK}.json"))

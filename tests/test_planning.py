@@ -18,7 +18,7 @@ from modnet.planning import plan
 from modnet.recipe import load_recipe
 from modnet.recipe.sources import Source
 from modnet.registry import DATA
-from modnet.report.tables import plan_table, size
+from modnet.report.tables import plan_table, si, size
 from modnet.store import Store
 
 RECIPE = """
@@ -83,14 +83,14 @@ def test_parameters_and_memory_by_hand(recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters", "macs"),
-    [("vit-b", "86.6 M", "17.6 G"), ("vit-l", "304.3 M", "61.6 G"), ("vit-h", "632.0 M", "167.4 G")],
+    [("vit-b", "86.6 M", "17.6 G"), ("vit-l", "304 M", "61.6 G"), ("vit-h", "632 M", "167.4 G")],
 )
 def test_published_sizes(name: str, parameters: str, macs: str, tmp_path: Path) -> None:
     text = f"name: p\ndata: {{d: imagenet}}\nmodels: {{m: {name}}}\nstages: {{s: {{run: train, model: m, data: d}}}}\n"
     (tmp_path / "p.yaml").write_text(text)
     found = plan(load_recipe(tmp_path / "p.yaml"), runs=tmp_path)
     (row,) = found.models
-    assert (size(row["parameters"]), size(row["with norms"])) == (parameters, macs)
+    assert (si(row["parameters"]), size(row["with norms"])) == (parameters, macs)
     assert 0.99 * row["with norms"] < row["MACs"] < row["with norms"]
     assert [row["state"] for row in found.stages] == ["no data"]
     assert "data prepare imagenet" in found.notes[0]

@@ -175,7 +175,7 @@ PLAN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("verb", "verb", str),
     ("state", "state", str),
     ("epochs", "epochs", str),
-    ("parameters", "parameters", size),
+    ("parameters", "parameters", si),
     ("MACs", "MACs", size),
     ("with norms", "MACs as\npublished", size),
     ("learns", "learns", _learning),

@@ -109,8 +109,8 @@ class Propagator(Module):
 
     ``depth`` is the number of the first of these rounds in the network, by which codes are chosen; ``hears`` says in
     which rounds of the network the input modules are heard. ``kernel`` are the options of a :class:`Kernel`. All
-    propagators drop paths at one rate. ``blocks`` (weight, clusters, p_in, p_out): in training the distance of the links
-    from a stochastic block model is added to the losses. Source: NAC (arXiv 2210.08031), propagator.
+    propagators drop paths at one rate. ``blocks`` (weight, clusters, p_in, p_out): in training the distance of the
+    links from a stochastic block model is added to the losses. Source: NAC (arXiv 2210.08031), propagator.
     """
 
     even_drop_path = True
