@@ -20,7 +20,7 @@ from modnet.evaluation.summary import summarise
 from modnet.methods.base import NETWORK, Inputs, Method
 from modnet.methods.costs import ancestors
 from modnet.recipe import Recipe, inputs_of, load_recipe, resolve_suite, stage_keys
-from modnet.recipe.stages import Evaluate, Stage
+from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import VERBS
 from modnet.store import RunFolder, Store, atomic_write_json, read_json
 
@@ -241,6 +241,14 @@ def load(path: str | Path, stage: str | None = None) -> Chain:
             raise RequestError(f"{folder} does not say which network to load; {listing}")
         folder = folder / "stages" / str(stage)
     return load_chain(folder, NETWORK).eval()
+
+
+def data_of(path: str | Path, stage: str | None = None) -> data.Dataset:
+    """The data that a network of a run was trained on last; raises RequestError as :func:`load` does."""
+    recipe, there = load_recipe(str(Path(path) / "recipe.yaml")), networks(Path(path))
+    found = recipe.stages[stage or there[0]]
+    assert isinstance(found, TrainingStage)
+    return data.load(recipe.data[found.data])
 
 
 def load_modules(path: str | Path, stage: str) -> list[Chain]:
