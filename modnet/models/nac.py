@@ -33,6 +33,7 @@ def nac(params: NAC, port: Port, classes: int) -> Chain:
         residual=params.read_in_residual,
         weight=params.repulsion,
         hinge=params.hinge,
+        quirk_student_scale=params.quirk_student_scale,
         **_common(params),
     )
     read_out = ReadOut(

@@ -69,6 +69,8 @@ class NAC(Weighted):
     hinge: Distance = 0.4  # signatures nearer than this repel each other
     # Weight of a term that pulls the propagators' links towards the graph's groups, p_in and p_out
     blocks: Annotated[NonNegativeFloat, KeyedIfSet()] = 0.0
+    # The reference's read-in student, whose setting of `layer_scale` is lost: its perceptron starts at 1e-6
+    quirk_student_scale: Annotated[bool, KeyedIfSet()] = False
     quirk_eval_noise: bool = False  # the reference draws first states and pooling noise in evaluation too
 
     @property

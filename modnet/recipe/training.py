@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from modnet.recipe.fields import KeyedIfSet
 from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, Params
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -21,6 +22,9 @@ class AdamW(Params):
     weight_decay: NonNegativeFloat = 0.05
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
+    # Deep Incubation's reference, in module training: class tokens and position tables decay as well
+    quirk_decay_embeddings: Annotated[bool, KeyedIfSet()] = False
+    quirk_decay_all: Annotated[bool, KeyedIfSet()] = False  # NAC's reference: every parameter decays
 
 
 class SGD(Params):

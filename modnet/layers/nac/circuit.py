@@ -59,6 +59,7 @@ class ReadIn(Module):
     """Input modules read tokens (B, N, tokens); mediators join them in their first states.
 
     ``hinge`` and ``weight``: in training the repulsion of signatures nearer than the hinge is added to the losses.
+    ``quirk_student_scale`` is for the module's student alone (:mod:`modnet.models.nac_students`).
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ReadIn(Module):
         scale: float | None = 0.1,
         weight: Weight = 0.0,
         hinge: float = 0.4,
+        quirk_student_scale: bool = False,
         modulation: Modulation | None = None,
     ) -> None:
         super().__init__()
