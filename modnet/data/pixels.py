@@ -94,8 +94,8 @@ class RandomResizedCrop(Pixels):
         down = down.clamp(top[:, None], bottom[:, None] - 1)
         across = across.clamp(left[:, None], right[:, None] - 1)
         shape = (len(images), height, width)
-        places = ((p * ONE).round().long() for p in (down[:, :, None].expand(shape), across[:, None, :].expand(shape)))
-        return resampled(images, *places, edge=True)
+        down, across = ((place * ONE).round().long() for place in (down[:, :, None], across[:, None, :]))
+        return resampled(images, down.expand(shape), across.expand(shape), edge=True)
 
 
 class RandomFlip(Pixels):

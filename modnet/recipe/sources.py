@@ -132,7 +132,7 @@ for _name, _params, _size, _classes, _pictures, _folder in (
     ("cub", Pictures, 224, 200, 5_994, "CUB_200_2011"),
 ):
     _builder = f"modnet.data.published:{_name.replace('-', '_')}"
-    _facts = {"channels": 3, "classes": _classes, "pictures": _pictures, "folder": _folder}
+    _facts: dict[str, Any] = {"channels": 3, "classes": _classes, "pictures": _pictures, "folder": _folder}
     _preset = {"size": _size}
     DATA.register(_name, _params, _builder, preset=_preset, smoke=_few_pictures, about=_ABOUT[_name], facts=_facts)
 _about = "own images, one folder a class"
