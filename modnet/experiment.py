@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,12 @@ def networks(run_folder: Path) -> list[str]:
     return sorted(path.parent.name for path in run_folder.glob(f"stages/*/{NETWORK}.json"))
 
 
+def by_source(recipe: Recipe) -> Recipe:
+    """The recipe with its data also under their sources' own names, so that ``tiny-imagenet-r`` is read as they are."""
+    own = {source.name: source for source in reversed(list(recipe.data.values()))}
+    return replace(recipe, data={**own, **recipe.data})
+
+
 def evaluate_run(
     path: str | Path,
     on: Sequence[str] = (),
@@ -283,7 +289,7 @@ def evaluate_run(
     evaluates on.
     """
     folder, console = Path(path), console or Console()
-    recipe = load_recipe(str(folder / "recipe.yaml"))
+    recipe = by_source(load_recipe(str(folder / "recipe.yaml")))
     stated = next((s for s in recipe.stages.values() if isinstance(s, Evaluate)), None)
     of = tuple(of) or (stated.of if stated else tuple(networks(folder)))
     on = tuple(on) or (stated.on if stated else ())
