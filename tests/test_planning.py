@@ -106,6 +106,8 @@ def test_a_planned_data_set_is_as_large_as_the_one_that_is_read() -> None:
         assert len(known.train) == pytest.approx(len(read.train), rel=0.01)
         assert known.train.images.is_meta
     assert len(planned(DATA.read("imagenet")).train) == 1_276_167
+    params = DATA.read({"name": "cub", "synthetic": True, "size": 16})
+    assert len(planned(params).train) == len(load(params).train)
 
 
 def test_hardware() -> None:
