@@ -29,7 +29,7 @@ def count(value: Interval) -> str:
 
 def si(size: float) -> str:
     """A number with its SI suffix, three digits."""
-    for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, suffix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
             return f"{size / limit:.3g} {suffix}"
     return f"{size:.3g}"
