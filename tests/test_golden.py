@@ -321,8 +321,10 @@ def compare_gradients(case: Case, learner: Chain, loss: Tensor, prefix: str) -> 
     named, names = dict(learner.named_parameters()), published_names(learner)
     wanted = [k.removeprefix(f"out.{prefix}") for k in case.waiting if k.startswith(f"out.{prefix}")]
     assert wanted
-    found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
-    gradients = {names[ours]: g for ours, g in zip(named, found, strict=True) if g is not None}
+    found = torch.autograd.grad(
+        loss, list(named.values()), retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    gradients = {names[ours]: gradient for ours, gradient in zip(named, found, strict=True)}
     gradients |= split_experts(gradients)  # fastmoe's other layout
     for key in wanted:
         case.expect(f"{prefix}{key}", gradients[key], GRADIENT_TOLERANCE)

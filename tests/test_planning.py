@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from modnet.data.planned import planned
 from modnet.errors import RequestError
 from modnet.evaluation.hardware import REACHED, described, measured
 from modnet.planning import plan
-from modnet.recipe import load_recipe
+from modnet.recipe import load_recipe, stage_keys
 from modnet.recipe.sources import Source
 from modnet.registry import DATA
 from modnet.report.tables import plan_table, si, size
@@ -52,7 +53,7 @@ def test_a_plan_counts_what_a_run_records(recipe, tmp_path: Path) -> None:
     summary = experiment.run(recipe, runs=tmp_path, console=Console(file=io.StringIO()), device="cpu")
     after = plan(recipe, runs=tmp_path)
     assert {row["state"] for row in after.stages} == {"done"}
-    keys = experiment.stage_keys(recipe, experiment.fingerprints(recipe))
+    keys = stage_keys(recipe, experiment.fingerprints(recipe))
     for name in ("meta", "modules", "network", "transfer", "student", "baseline", "probe"):
         recorded = Store(tmp_path / "store").result(keys[name])
         assert before[name]["flops"] == pytest.approx(sum(recorded["flops"].values())), name
@@ -131,7 +132,7 @@ def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table_names_only_what_there_is() -> None:
-    rows = [{"stage": "a", "learns": [10, 20], "seconds": 90_000.0}, {"stage": "verdict"}]
+    rows: list[dict[str, Any]] = [{"stage": "a", "learns": [10, 20], "seconds": 90_000.0}, {"stage": "verdict"}]
     console = Console(file=io.StringIO(), width=200)
     console.print(plan_table(rows))
     text = console.file.getvalue()  # type: ignore[attr-defined]

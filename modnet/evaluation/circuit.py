@@ -115,7 +115,7 @@ def analyse(network: Chain, dataset: Dataset, folder: Path, shares: Sequence[flo
     picture(kernels.mean(0), folder / "links.png")
     facts = {
         "open_links": open_links(network),
-        "bandwidths": [float(e.kernel.bandwidth) for e in network.leaves if isinstance(e, Propagator)],
+        "bandwidths": [e.kernel.bandwidth.item() for e in network.leaves if isinstance(e, Propagator)],
         "usage": heard.tolist(),
         "pruning": [asdict(each) for each in found],
     }

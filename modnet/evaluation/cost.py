@@ -31,7 +31,7 @@ class Cost:
 
 def cost(chain: Chain, port: Port) -> Cost:
     """The cost of one input of ``port``; raises ValueError for a port whose sizes are open."""
-    twin = on_meta(chain).eval()
+    twin = on_meta(chain).eval().requires_grad_(False)  # the counter looks for gradients, of views as well
     with _counter() as counter, torch.no_grad():
         twin(example(port, device="meta"))
     return Cost(parameter_count(chain), counter.get_total_flops() // 2)

@@ -132,9 +132,9 @@ for _name, _params, _size, _classes, _pictures, _folder in (
     ("cub", Pictures, 224, 200, 5_994, "CUB_200_2011"),
 ):
     _builder = f"modnet.data.published:{_name.replace('-', '_')}"
-    _facts: dict[str, Any] = {"channels": 3, "classes": _classes, "pictures": _pictures, "folder": _folder}
+    _known: dict[str, Any] = {"channels": 3, "classes": _classes, "pictures": _pictures, "folder": _folder}
     _preset = {"size": _size}
-    DATA.register(_name, _params, _builder, preset=_preset, smoke=_few_pictures, about=_ABOUT[_name], facts=_facts)
+    DATA.register(_name, _params, _builder, preset=_preset, smoke=_few_pictures, about=_ABOUT[_name], facts=_known)
 _about = "own images, one folder a class"
 DATA.register("image-folder", Folder, "modnet.data.folder:image_folder", smoke=_few(24), about=_about)
 _about = "some classes of another source: {name: class-subset, of: digits, classes: [0, 1]}"

@@ -12,6 +12,7 @@ from rich.console import Console
 import modnet
 from modnet import experiment
 from modnet.cli.main import main
+from modnet.engine.artifacts import load_chain
 from modnet.recipe import load_recipe
 
 RECIPE = """
@@ -67,7 +68,7 @@ def test_students_out_and_in(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     given = [str(files / f"module_{i}.pth") for i in range(2)]
     assert main(["import", *given, "--model", VMOE, "--data", "digits", "--to", str(tmp_path / "back")]) == 0
     before = modnet.load(run, "student")
-    stored = experiment.load_chain(run / "stages" / "student", "before").state_dict()
+    stored = load_chain(run / "stages" / "student", "before").state_dict()
     back = modnet.load(tmp_path / "back").state_dict()
     assert back.keys() == before.state_dict().keys()
     assert all(torch.equal(back[name], stored[name]) for name in back), "what assembling them gave"

@@ -139,7 +139,8 @@ def test_repeats_are_copies_in_one_batch_that_differ(batch: int, repeats: int) -
 
 def test_one_copy_is_what_it_always_was() -> None:
     train = Split.of(torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8), torch.arange(20) % 10)
-    plain, one = (TrainBatches(dataset(train), 6, Key.of(0), [Flip()], **k) for k in ({}, {"repeats": 1}))
+    plain = TrainBatches(dataset(train), 6, Key.of(0), [Flip()])
+    one = TrainBatches(dataset(train), 6, Key.of(0), [Flip()], repeats=1)
     for a, b in zip(plain.epoch(0), one.epoch(0), strict=True):
         assert torch.equal(a.x, b.x)
         assert torch.equal(a.ids, b.ids)
@@ -177,7 +178,7 @@ def test_drawn_renditions_are_of_the_suites_classes(name: str, group: str, shown
     assert int(suite.mask.sum()) == shown
     labels = suite.parts["test"].labels
     assert suite.mask[labels].all()
-    assert {suite.dataset.classes[y] for y in labels} <= set(wnids("r")) & set(wnids(group))  # type: ignore[arg-type]
+    assert {suite.dataset.classes[y] for y in labels} <= set(wnids("r")) & set(wnids(group))
 
 
 def test_a_margin_is_at_least_the_image() -> None:

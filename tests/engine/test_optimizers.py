@@ -69,6 +69,6 @@ def test_fused_adamw_is_adamw() -> None:
      ("quirk_decay_all", {"0.w", "0.cls_token", "0.bias", "0.codes"})],
 )  # fmt: skip
 def test_quirks_of_decay(quirk: str, expected: set[str]) -> None:
-    params = training.AdamW(**({quirk: True} if quirk else {}))  # type: ignore[arg-type]
+    params = training.AdamW(**({quirk: True} if quirk else {}))
     shapes = {"0.w": (2, 2), "0.cls_token": (1, 1, 2), "0.bias": (2,), "0.codes": (3, 2)}
     assert {name for name, shape in shapes.items() if decays(name, torch.empty(shape), params)} == expected

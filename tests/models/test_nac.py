@@ -261,7 +261,8 @@ def test_the_block_models_term_is_the_regulariser_of_each_propagators_links() ->
     ctx = Pass(Key.of(0), torch.arange(2))
     chain.train()(images(), ctx)
     assert sorted(ctx.losses) == ["blocks/0", "blocks/1"]
-    z = chain.shared_part.mediator.signatures  # type: ignore[union-attr]
+    shared: Any = chain.shared_part
+    z = shared.mediator.signatures
     leaf: Any = chain.leaves[2]
     expected = 0.5 * block_model(leaf.kernel.log(z, z).exp(), block_target(6, 2, 0.9, 0.2))
     torch.testing.assert_close(ctx.losses["blocks/0"], expected)
