@@ -83,6 +83,7 @@ def _stage_row(
     return row | {
         "epochs": getattr(stage, "epochs", None),
         "learns": learns,
+        "parts": planned.learns,
         "frozen": planned.frozen,
         "weights": planned.weights,
         "activations": planned.activations,

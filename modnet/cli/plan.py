@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,20 @@ LEGEND = (
     "memory in GiB and float32: weights with gradients, activations of one micro-batch, optimizer state; FLOPs of all "
     "epochs, frozen passes included; MACs as published count 5 for each element that a LayerNorm normalises"
 )
+
+
+def parts(learns: Mapping[str, int]) -> str:
+    """``module0 7.7 M, module1 7.1 M``: what learns apart, with its parameters."""
+    from modnet.report.tables import size
+
+    return ", ".join(f"{name} {size(count)}" for name, count in learns.items())
+
+
+def frozen(row: Mapping[str, Any]) -> str:
+    """What stands frozen beside it: parameters, and the stages or models that they are of."""
+    from modnet.report.tables import size
+
+    return f"frozen {size(row['frozen'])}" + (f" of {row['reads'].replace(' ', ' and ')}" if row["reads"] else "")
 
 
 def plan(
@@ -43,6 +58,9 @@ def plan(
         if rows:
             console.print(plan_table(rows))
             console.print()
+    for row in found.stages:
+        if len(row.get("parts", ())) > 1:
+            console.print(f"{row['stage']} learns {parts(row['parts'])}; {frozen(row)}", markup=False)
     console.print(LEGEND)
     if found.speed is not None:
         console.print(f"times: {found.speed.said}")

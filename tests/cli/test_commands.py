@@ -203,7 +203,11 @@ def test_a_finished_run_is_measured_with_as_many_threads_as_asked(
 
 
 def test_plan_prints_the_rows_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"stage": "teacher", "state": "to do", "epochs": 6}, {"stage": "verdict", "state": "done"}]
+    several: dict[str, Any] = {"parts": {"module0": 1_500_000, "module1": 20}, "frozen": 3_000, "reads": "meta teacher"}
+    rows: list[dict[str, Any]] = [
+        {"stage": "teacher", "state": "to do", "epochs": 6},
+        {"stage": "verdict", "state": "done"},
+    ]
     asked: list[dict[str, Any]] = []
     stand_in = types.ModuleType("modnet.planning")
 
@@ -220,7 +224,10 @@ def test_plan_prints_the_rows_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.split() for line in lines[at + 1 : at + 4]] == [
         ["stage", "state", "epochs"], ["teacher", "to", "do", "6"], ["verdict", "done"]
     ]  # fmt: skip
-    assert asked == [{"runs": Path("/x"), "hardware": "h100"}]
+    rows[1] |= several
+    output = invoke(app, words, catch_exceptions=False).output
+    assert "verdict learns module0 1.5 M, module1 20; frozen 3.0 k of meta and teacher" in output
+    assert asked[1:] == [{"runs": Path("/x"), "hardware": "h100"}]
 
 
 @pytest.mark.parametrize(
