@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ from modnet.engine.artifacts import load_chain, save_chain
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
 from modnet.errors import RequestError
-from modnet.evaluation.cost import cost
 from modnet.evaluation.summary import summarise
 from modnet.methods.base import NETWORK, Inputs, Method
 from modnet.methods.costs import ancestors
 from modnet.recipe import Recipe, inputs_of, load_recipe, resolve_suite, stage_keys
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
-from modnet.registry import MODELS, VERBS
+from modnet.registry import VERBS
 from modnet.store import RunFolder, Store, atomic_write_json, read_json
 
 DEFAULT_RUNS = Path("runs")
@@ -225,40 +224,6 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     }
 
 
-def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
-    """A row for every stage: whether it is done, what it reads, its epochs, and the model that it builds.
-
-    Parameters and multiply-adds (MACs) of one image are counted without weights and without reading images.
-    """
-    session = open_session(recipe, runs, Console(quiet=True))
-    rows = []
-    for name, stage in recipe.stages.items():
-        model = getattr(stage, "model", None) or getattr(stage, "student", None)
-        rows.append(
-            {
-                "stage": name,
-                "verb": stage.run,
-                "state": "done" if session.store.is_done(session.keys[name]) else "to do",
-                "reads": " ".join(inputs_of(stage, recipe)),
-                "epochs": getattr(stage, "epochs", None),
-                **(model_size(recipe, model, stage.data) if model and isinstance(stage, TrainingStage) else {}),
-            }
-        )
-    return rows
-
-
-def model_size(recipe: Recipe, model: str, source: str) -> dict[str, Any]:
-    """Parameters and MACs of a model for the images of a data source."""
-    port, classes = data.port_of(recipe.data[source])
-    params = recipe.models[model]
-    if "pretrained" in type(params).model_fields:
-        params = params.changed(pretrained=False, weights=None)  # sizes need no weights
-    with torch.device("meta"):
-        chain = MODELS.get(str(params.name)).resolve()(params, port, classes)  # type: ignore[attr-defined]
-    counted = cost(chain, port)
-    return {"model": model, "parameters": counted.parameters, "MACs": counted.macs}
-
-
 def load(path: str | Path, stage: str | None = None) -> Chain:
     """The trained network of a run folder or of a stage's folder, in eval mode.
 
@@ -278,9 +243,36 @@ def load(path: str | Path, stage: str | None = None) -> Chain:
     return load_chain(folder, NETWORK).eval()
 
 
+def data_of(path: str | Path, stage: str | None = None) -> data.Dataset:
+    """The data that a network of a run was trained on last; raises RequestError as :func:`load` does."""
+    recipe, there = load_recipe(str(Path(path) / "recipe.yaml")), networks(Path(path))
+    found = recipe.stages[stage or there[0]]
+    assert isinstance(found, TrainingStage)
+    return data.load(recipe.data[found.data])
+
+
+def load_modules(path: str | Path, stage: str) -> list[Chain]:
+    """The modules that an incubation or distillation stage of a run trained, in order, in eval mode.
+
+    Raises RequestError if the stage has left none.
+    """
+    folder = Path(path) / "stages" / stage
+    names = sorted(folder.glob("module*.json"), key=lambda file: int(file.stem.removeprefix("module")))
+    if not names:
+        there = sorted({file.parent.name for file in Path(path).glob("stages/*/module0.json")})
+        raise RequestError(f"{folder} has no modules; stages with modules: {', '.join(there) or 'none'}")
+    return [load_chain(folder, file.stem).eval() for file in names]
+
+
 def networks(run_folder: Path) -> list[str]:
     """The stages of a run that hold a trained network."""
     return sorted(path.parent.name for path in run_folder.glob(f"stages/*/{NETWORK}.json"))
+
+
+def by_source(recipe: Recipe) -> Recipe:
+    """The recipe with its data also under their sources' own names, so that ``tiny-imagenet-r`` is read as they are."""
+    own = {source.name: source for source in reversed(list(recipe.data.values()))}
+    return replace(recipe, data={**own, **recipe.data})
 
 
 def evaluate_run(
@@ -297,7 +289,7 @@ def evaluate_run(
     evaluates on.
     """
     folder, console = Path(path), console or Console()
-    recipe = load_recipe(str(folder / "recipe.yaml"))
+    recipe = by_source(load_recipe(str(folder / "recipe.yaml")))
     stated = next((s for s in recipe.stages.values() if isinstance(s, Evaluate)), None)
     of = tuple(of) or (stated.of if stated else tuple(networks(folder)))
     on = tuple(on) or (stated.on if stated else ())

@@ -9,7 +9,23 @@ from typing import Any
 
 import typer
 
-from modnet.cli import assemble, bench, cp, data, distill, evaluate, incubate, ls, plan, route, show, train, validate
+from modnet.cli import (
+    assemble,
+    bench,
+    cp,
+    data,
+    distill,
+    evaluate,
+    exports,
+    imports,
+    incubate,
+    ls,
+    plan,
+    route,
+    show,
+    train,
+    validate,
+)
 from modnet.cli.failures import report, report_usage
 from modnet.errors import Interrupted
 
@@ -34,6 +50,8 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("validate", validate.validate),
     ("plan", plan.plan),
     ("bench", bench.bench),
+    ("import", imports.import_),
+    ("export", exports.export),
 )
 for _name, _command in COMMANDS:
     app.command(_name)(_command)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modnet.data.augment import Mixing, Pixels
-from modnet.data.large import FolderSplit, Transformed, transform
+from modnet.data.large import FolderSplit, transformed
 from modnet.data.splits import Dataset, Split
 from modnet.engine.batch import Batch
 from modnet.randomness import Key
@@ -26,11 +26,17 @@ class TrainBatches:
     """
 
     def __init__(
-        self, dataset: Dataset, batch: int, key: Key, augment: Sequence[Params] = (), device: torch.device | str = "cpu"
+        self,
+        dataset: Dataset,
+        batch: int,
+        key: Key,
+        augment: Sequence[Params] = (),
+        device: torch.device | str = "cpu",
+        repeats: int = 1,
     ) -> None:
         if not len(dataset.train):
             raise ValueError(f"data {dataset.name!r} has no training images")
-        self.dataset, self.key, self.device = dataset, key, torch.device(device)
+        self.dataset, self.key, self.device, self.repeats = dataset, key, torch.device(device), repeats
         self._batch = min(batch, len(dataset.train))
         made = _built(augment)
         self.pixels = [(name, op) for name, op in made if isinstance(op, Pixels)]
@@ -50,33 +56,52 @@ class TrainBatches:
         return len(self.dataset.train) // self._batch
 
     def order(self, epoch: int) -> Tensor:
-        """The rows of the training split in the order of an epoch, int64, without the dropped rest."""
+        """The rows of the training split in the order of an epoch, int64, without the dropped rest.
+
+        With ``repeats`` every batch holds that many copies of its images, one run of them after another (so that
+        neighbours differ), and an epoch of as many steps sees that share of the images (Hoffer et al. 2020).
+        """
         order = self.key.fold("order", epoch).permutation(len(self.dataset.train))
-        return order[: self.steps_per_epoch * self._batch]
+        if self.repeats == 1:
+            return order[: self.steps_per_epoch * self._batch]
+        fresh = -(-self._batch // self.repeats)
+        parts = order[: self.steps_per_epoch * fresh].view(self.steps_per_epoch, fresh)
+        return parts.repeat(1, self.repeats)[:, : self._batch].reshape(-1)
+
+    def draws(self, ids: Tensor) -> Tensor:
+        """What numbers the draws of whole batches of samples: another number for each copy."""
+        if self.repeats == 1:
+            return ids
+        copy = torch.arange(len(ids), device=ids.device) % self._batch // -(-self._batch // self.repeats)
+        return ids * self.repeats + copy
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on."""
         rows = self.order(epoch)[start * self._batch :]
+        draws = self.draws(self._train.ids[rows.to(self._train.ids.device)])
         if isinstance(self._train, FolderSplit):
-            samples = self._read(self._train, rows, epoch)
+            samples = self._read(self._train, rows, draws, epoch)
         else:
-            samples = self._augmented(self._train, rows.to(self.device), epoch)
+            samples = self._augmented(self._train, rows.to(self.device), draws, epoch)
         for images, labels, ids in samples:
             yield self._mixed(self.dataset.normalise(images), labels, ids, epoch)
 
-    def _read(self, split: FolderSplit, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """uint8 images, labels and ids of each batch, read and transformed by the split's workers."""
-        made = transform(self._params, split.reader.size)
-        change = Transformed(made, self.key.fold("augment", "v2", epoch)) if made else None
-        batches = rows.split(self._batch)
-        for some, images in zip(batches, split.read(batches, change), strict=True):
-            yield images.to(self.device), split.labels[some].to(self.device), split.ids[some].to(self.device)
+    def _read(
+        self, split: FolderSplit, rows: Tensor, draws: Tensor, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """uint8 images, labels and draws' numbers of each batch, read and transformed by the split's workers."""
+        change = transformed(self._params, split.reader.size, self.key.fold("augment", "v2", epoch))
+        batches, numbers = rows.split(self._batch), draws.split(self._batch)
+        for some, ids, images in zip(batches, numbers, split.read(batches, change, numbers), strict=True):
+            yield images.to(self.device), split.labels[some].to(self.device), ids.to(self.device)
 
-    def _augmented(self, split: Split, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """uint8 images, labels and ids of each batch; several batches are augmented at once."""
+    def _augmented(
+        self, split: Split, rows: Tensor, draws: Tensor, epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """uint8 images, labels and draws' numbers of each batch; several batches are augmented at once."""
         chunk = max(1, _CHUNK_BYTES // (split.images[0].numel() * self._batch)) * self._batch
-        for some in rows.split(chunk):
-            images, labels, ids = split.images[some], split.labels[some], split.ids[some]
+        for some, ids in zip(rows.split(chunk), draws.split(chunk), strict=True):
+            images, labels = split.images[some], split.labels[some]
             for name, op in self.pixels:
                 images = op.apply(images, self.key.fold("augment", name, epoch), ids)
             yield from zip(*(part.split(self._batch) for part in (images, labels, ids)), strict=True)

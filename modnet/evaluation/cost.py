@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modnet.chain import Chain, Port, parameter_count
 from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
+from modnet.layers.head import Head
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,34 @@ class Cost:
 
 def cost(chain: Chain, port: Port) -> Cost:
     """The cost of one input of ``port``; raises ValueError for a port whose sizes are open."""
-    twin = on_meta(chain).eval()
+    twin = on_meta(chain).eval().requires_grad_(False)  # the counter looks for gradients, of views as well
     with _counter() as counter, torch.no_grad():
         twin(example(port, device="meta"))
     return Cost(parameter_count(chain), counter.get_total_flops() // 2)
+
+
+def published_macs(chain: Chain, port: Port) -> int:
+    """The multiply-adds of :func:`cost`, and 5 for every element that a LayerNorm normalises.
+
+    So published tables count Vision Transformers (SN-Net, arXiv 2302.06586; Deep Incubation, arXiv 2212.04129):
+    softmax, GELU and sums count nothing, and the last norm acts on all tokens before the class token is taken.
+    """
+    twin = on_meta(chain).eval()
+    norms = [0]
+
+    def note(given: Tensor) -> None:
+        norms[0] += 5 * given.numel()
+
+    for leaf in twin.leaves:
+        if isinstance(leaf, Head):
+            leaf.register_forward_hook(lambda _, given, __: note(given[0]))
+            continue
+        for part in leaf.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.register_forward_hook(lambda _, __, out: note(out))
+    with torch.no_grad():
+        twin(example(port, device="meta"))
+    return cost(chain, port).macs + norms[0]
 
 
 def training_flops(chain: Chain, port: Port, input_grad: bool = False) -> float:

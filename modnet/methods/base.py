@@ -15,11 +15,13 @@ from modnet.data.loaders import TrainBatches
 from modnet.engine.artifacts import load_chain
 from modnet.engine.job import Job, Metrics, Track
 from modnet.errors import RequestError
+from modnet.evaluation.accuracy import measure
+from modnet.interop import published
 from modnet.layers.adapters import see
 from modnet.layers.drop_path import set_drop_path
 from modnet.randomness import Key
 from modnet.recipe import Recipe
-from modnet.recipe.models import Timm
+from modnet.recipe.models import Timm, Weighted
 from modnet.recipe.stages import TrainingStage
 from modnet.registry import MODELS, Params
 from modnet.store import Store
@@ -65,6 +67,10 @@ class Inputs:
         rate = stage.drop_path if stage.drop_path is not None else getattr(self.recipe.models[model], "drop_path", 0.0)
         return float(rate)
 
+    def val_top1(self, network: Chain, dataset: Dataset) -> float:
+        """Top-1 of a network on val, in percent."""
+        return measure(network, dataset.val, dataset).top1
+
     def folder(self, stage: str) -> Path:
         """The artifact folder of an earlier stage."""
         return self.store.folder(self.keys[stage])
@@ -104,10 +110,15 @@ class Inputs:
 
 
 def build(params: Params, dataset: Dataset, key: Key) -> Chain:
-    """A model for the images and classes of a data set; all its random draws follow from the key."""
+    """A model for the images and classes of a data set; all its random draws follow from the key.
+
+    With ``weights`` of its own, it starts from that checkpoint; raises RequestError for one that does not fit.
+    """
     with key.forked():
         builder = MODELS.get(str(params.name)).resolve()  # type: ignore[attr-defined]
         chain: Chain = builder(params, dataset.port, len(dataset.classes))
+    if isinstance(params, Weighted) and params.weights is not None:
+        published.load(chain, Path(params.weights))
     return see(chain, dataset.mean, dataset.std)
 
 
@@ -148,7 +159,9 @@ class Method:
 
     def job(self, name: str, objective: Any, tracks: list[Track], validate: Any, **extra: Any) -> Job:
         """A job on this stage's data and settings."""
-        batches = TrainBatches(self.dataset, self.stage.batch, self.key, self.stage.augment, self.inputs.device)
+        batches = TrainBatches(
+            self.dataset, self.stage.batch, self.key, self.stage.augment, self.inputs.device, self.stage.repeats
+        )
         return Job(name, objective, tracks, batches, self.stage, self.key, validate, **extra)
 
     def track(self, name: str, chain: Chain) -> Track:

@@ -35,6 +35,10 @@ class Unkeyed:
     """Marks a field that cannot change a result, and so is no part of a stage's key."""
 
 
+class KeyedIfSet:
+    """Marks a field that is part of a stage's key only where it is not its default, as it is younger than others."""
+
+
 class NoDefault:
     """Marks a field that a recipe's ``defaults`` do not fill, as its name means something else there."""
 

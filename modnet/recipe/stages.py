@@ -14,7 +14,7 @@ from pydantic import (
     SerializeAsAny,
 )
 
-from modnet.recipe.fields import Choice, Gives, NoDefault, Ref, Unkeyed
+from modnet.recipe.fields import Choice, Gives, KeyedIfSet, NoDefault, Ref, Unkeyed
 from modnet.recipe.training import BelowOne, Fraction, Muon, Schedule
 from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, VERBS, Params, UnknownName
 
@@ -57,6 +57,7 @@ class TrainingStage(Stage):
     optimizer: Optimizer = Field(default_factory=Muon)
     schedule: LearningRate = Field(default_factory=Schedule)
     augment: tuple[Augment, ...] = ()
+    repeats: Annotated[PositiveInt, KeyedIfSet()] = 1  # copies of an image in a batch, each augmented for itself
     label_smoothing: BelowOne = 0.0
     drop_path: BelowOne | None = None  # None: the model's own
     clip: PositiveFloat | None = None  # largest gradient norm of a track
@@ -170,6 +171,7 @@ class Assemble(TrainingStage):
     gives: ClassVar[Gives] = "network"
     run: Literal["assemble"] = "assemble"
     from_: ModulesRef = Field(alias="from")
+    model: Annotated[ModelRef | None, KeyedIfSet()] = None  # what the modules are loaded into; None: what they are of
     epochs: NonNegativeInt = 0
     stitches: Literal["auto", "drop", "keep", "fold"] = "auto"  # auto: fold where they fold, else drop
     kd: Teaching | None = None

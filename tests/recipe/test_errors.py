@@ -27,7 +27,7 @@ stages:
         "r.yaml:2:1: sed: 3: there is no such key at the top of a recipe; did you mean 'seed'?",
         "r.yaml:4:16: data.full.name: 'fashion-mnst': no data source is called 'fashion-mnst'; "
         "did you mean 'fashion-mnist'?",
-        "r.yaml:6:22: models.vit_s.widht: 64: there is no such key; did you mean 'width'?",
+        "r.yaml:6:22: models.vit_s.widht: 64: there is no such key; did you mean 'width' or 'weights'?",
         "r.yaml:6:45: models.vit_s.depths.1: 'two': wants a whole number",
         "r.yaml:7:31: defaults.batch: '128': wants a whole number: take the quotes off",
         "r.yaml:7:55: defaults.label_smoothing: '10%': wants a number "
