@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -38,6 +39,17 @@ class TrainBatches:
         self._params = tuple(augment)
         train = dataset.train
         self._train = train if isinstance(train, FolderSplit) else _moved(train, self.device)
+        self._own = torch.arange(self._batch)  # places of a batch that are made here
+        self._partners = 0  # of these the last ones are only mixed into others
+
+    def shared(self, rows: slice) -> TrainBatches:
+        """The same batches, of which only some rows are read, augmented and given; mixing partners are as ever."""
+        own = copy.copy(self)
+        places = torch.arange(self._batch)[rows]
+        own._partners = len(self.mixing)
+        after = (int(places[-1]) + 1 + torch.arange(own._partners)) % self._batch
+        own._own = torch.cat([places, after])
+        return own
 
     @property
     def batch_size(self) -> int:
@@ -56,7 +68,7 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on."""
-        rows = self.order(epoch)[start * self._batch :]
+        rows = self.order(epoch).view(-1, self._batch)[start:, self._own].flatten()
         if isinstance(self._train, FolderSplit):
             samples = self._read(self._train, rows, epoch)
         else:
@@ -68,18 +80,19 @@ class TrainBatches:
         """uint8 images, labels and ids of each batch, read and transformed by the split's workers."""
         made = transform(self._params, split.reader.size)
         change = Transformed(made, self.key.fold("augment", "v2", epoch)) if made else None
-        batches = rows.split(self._batch)
+        batches = rows.split(len(self._own))
         for some, images in zip(batches, split.read(batches, change), strict=True):
             yield images.to(self.device), split.labels[some].to(self.device), split.ids[some].to(self.device)
 
     def _augmented(self, split: Split, rows: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """uint8 images, labels and ids of each batch; several batches are augmented at once."""
-        chunk = max(1, _CHUNK_BYTES // (split.images[0].numel() * self._batch)) * self._batch
+        size = len(self._own)
+        chunk = max(1, _CHUNK_BYTES // (split.images[0].numel() * size)) * size
         for some in rows.split(chunk):
             images, labels, ids = split.images[some], split.labels[some], split.ids[some]
             for name, op in self.pixels:
                 images = op.apply(images, self.key.fold("augment", name, epoch), ids)
-            yield from zip(*(part.split(self._batch) for part in (images, labels, ids)), strict=True)
+            yield from zip(*(part.split(size) for part in (images, labels, ids)), strict=True)
 
     def _mixed(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Batch:
         if not self.mixing:
@@ -87,7 +100,8 @@ class TrainBatches:
         target = torch.nn.functional.one_hot(labels, len(self.dataset.classes)).float()
         for name, op in self.mixing:
             x, target = op.apply(x, target, self.key.fold("augment", name, epoch), ids)
-        return Batch(x, labels, ids, target)
+        mixed = Batch(x, labels, ids, target)
+        return mixed.rows(slice(0, len(ids) - self._partners)) if self._partners else mixed
 
 
 def _built(augment: Sequence[Params]) -> list[tuple[str, object]]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 PLAIN_EVERY = 5.0  # seconds
+BAR_EVERY = 0.1  # seconds; the bar is drawn four times a second, and its texts cost as much as a small layer
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Display:
     def __init__(self, console: Console | None, status: Status) -> None:
         self.console, self.status = console, status
         self._began, self._first_step = time.monotonic(), status.step
-        self._last_line = self._began
+        self._last_line, self._last_bar = self._began, 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if console is not None and console.is_terminal:
@@ -71,6 +72,10 @@ class Display:
     def update(self) -> None:
         """Show the status as it is now."""
         if self._bar is not None and self._task is not None:
+            now = time.monotonic()
+            if now - self._last_bar < BAR_EVERY and self.status.step < self.status.total:
+                return
+            self._last_bar = now
             self._bar.update(self._task, completed=self.status.step, **self._fields())
         elif self.console is not None and time.monotonic() - self._last_line >= PLAIN_EVERY:
             self.line()

@@ -14,7 +14,7 @@ from modnet.engine.batch import Batch
 from modnet.engine.losses import base_loss
 from modnet.layers.drop_path import set_drop_path
 from modnet.methods.base import Inputs, same_count
-from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
+from modnet.methods.modulewise import Known, ModuleObjective, ModulewiseMethod
 from modnet.recipe.stages import Incubate
 
 
@@ -25,9 +25,9 @@ class IncubationObjective(ModuleObjective):
         super().__init__(meta, modules)
         self.smoothing = smoothing
 
-    def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
+    def loss(self, i: int, given: Tensor, ended: Tensor, known: Known, batch: Batch) -> Tensor:
         """Base loss of the hybrid's logits."""
-        return base_loss(batch, self.tails[str(i)](given), self.smoothing)
+        return base_loss(batch, ended, self.smoothing)
 
 
 class Incubation(ModulewiseMethod):

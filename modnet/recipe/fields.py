@@ -35,6 +35,15 @@ class Unkeyed:
     """Marks a field that cannot change a result, and so is no part of a stage's key."""
 
 
+class KeyedIfInexact:
+    """Marks a field that is part of a stage's key only if it is set, and to a value that is not ``exact``."""
+
+    @staticmethod
+    def counts(value: Any) -> bool:
+        """Whether a value can change a result."""
+        return value is not None and not getattr(value, "exact", False)
+
+
 class NoDefault:
     """Marks a field that a recipe's ``defaults`` do not fill, as its name means something else there."""
 
