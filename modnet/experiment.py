@@ -277,8 +277,8 @@ def job_reporter(
     title = name if len(jobs) == 1 else f"{name}/{job.name}"
     own = own_log(job.name)
     apart = len(jobs) > 1 and (session.world.size > 1 or (folder / own).exists())
-    look = {"mean": dataset.mean, "std": dataset.std, "told": session.told}
-    return Reporter(folder, title, session.console, log=own if apart else LOG, **look)
+    log, look = own if apart else LOG, (dataset.mean, dataset.std)
+    return Reporter(folder, title, session.console, mean=look[0], std=look[1], told=session.told, log=log)
 
 
 def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:

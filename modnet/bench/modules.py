@@ -90,12 +90,12 @@ def modules(repeats: int) -> list[Comparison]:
     found = []
     for name, (count, blocks) in CASES.items():
         phase = Phase(count, blocks)
-        published = ("as published", lambda p=phase: p.published(True))  # type: ignore[misc]
-        frozen = ("module after module, frozen tail", lambda p=phase: p.published(False))  # type: ignore[misc]
-        fused = ("all modules at once", lambda p=phase: p.fused())  # type: ignore[misc]
+        published = ("as published", lambda p=phase: p.published(True))
+        frozen = ("module after module, frozen tail", lambda p=phase: p.published(False))
+        fused = ("all modules at once", lambda p=phase: p.fused())
         with tempfile.TemporaryDirectory() as home:
             batches = phase.replayed(Path(home))
-            replayed = ("all at once, replayed teacher", lambda p=phase, b=batches: p.fused(b))  # type: ignore[misc]
+            replayed = ("all at once, replayed teacher", lambda p=phase, b=batches: p.fused(b))
             found += [
                 compare(f"modules fused, {name}", fused, published, repeats),
                 compare(f"modules fused, frozen tail, {name}", fused, frozen, repeats),

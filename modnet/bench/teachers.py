@@ -44,6 +44,6 @@ def teacher_cache(repeats: int) -> list[Comparison]:
     for store in ("fp32", "fp16", "top-k"):
         with tempfile.TemporaryDirectory() as home:
             stored = filled(Path(home), store)
-            ours = (f"stored outputs, {store}", lambda s=stored: student(s))  # type: ignore[misc]
+            ours = (f"stored outputs, {store}", lambda s=stored: student(s))
             found.append(compare(f"teacher-cache {store}", ours, live, repeats))
     return [*found, compare("teacher-cache first student", ("stored first, then read", first), live, repeats)]

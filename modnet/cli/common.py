@@ -50,7 +50,7 @@ def run_verb(
     chosen = parse_seeds(seeds)
     loaded = load(recipe, overrides, smoke)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("modnet").setLevel(logging.INFO)
+    logging.getLogger("modnet").setLevel(logging.WARNING if follows() else logging.INFO)
     from modnet.experiment import run
 
     show_results(run(loaded, runs=runs, verb=verb, dry_run=dry_run, seeds=chosen, threads=threads, device=device))

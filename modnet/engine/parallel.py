@@ -62,5 +62,5 @@ def share_of(batches: Batches, team: Team) -> Batches:
 def unsynced(objective: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """For all micro-batches but the last: gradients are summed here and exchanged once."""
     if wanted and isinstance(objective, DistributedDataParallel):
-        return objective.no_sync()  # type: ignore[no-any-return]
+        return objective.no_sync()
     return nullcontext()

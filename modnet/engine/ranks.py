@@ -151,8 +151,8 @@ class World:
         for jobs, ranks in dealt(costs, self.size):
             alone = len(ranks) == 1
             # Every rank takes part in making every group, or the others wait for it.
-            group = None if alone else dist.new_group(ranks, timeout=PATIENCE)
-            talk = group if alone or self.backend == "gloo" else dist.new_group(ranks, timeout=PATIENCE, backend="gloo")
+            group = None if alone else _group(ranks)
+            talk = group if alone or self.backend == "gloo" else _group(ranks, "gloo")
             if self.team.rank in ranks:
                 mine = Dealt(jobs, Team(ranks.index(self.team.rank), len(ranks), group, talk, ranks[0]))
         assert mine is not None
@@ -162,6 +162,12 @@ class World:
         """What the user is told."""
         why = "every process has a GPU" if self.backend == "nccl" else "on the CPU"
         return f"{self.size} processes, {self.backend} ({why})"
+
+
+def _group(ranks: list[int] | None = None, backend: str | None = None) -> dist.ProcessGroup | None:
+    """A group of some ranks, None for those that are not in it."""
+    made = dist.new_group(ranks, timeout=PATIENCE, backend=backend)
+    return made if isinstance(made, dist.ProcessGroup) else None
 
 
 ALONE = World(SOLO)
@@ -195,5 +201,5 @@ def join(device: torch.device) -> World:
         atexit.register(dist.destroy_process_group)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    talk = dist.group.WORLD if backend == "gloo" else dist.new_group(timeout=PATIENCE, backend="gloo")
+    talk = dist.group.WORLD if backend == "gloo" else _group(backend="gloo")
     return World(Team(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, talk), backend)

@@ -55,9 +55,9 @@ class Inputs:
         if self.home is None:
             return make()
         made = remember(self.home, name, make) if self.world.team.leads else None
-        told = self.world.team.told(made)
-        assert told is not None
-        choice, new = told
+        agreed = self.world.team.told(made)
+        assert agreed is not None
+        choice, new = agreed
         if new:
             self.say(f"{told}: {str(choice.value).lower()} ({choice.reason})")
         return choice

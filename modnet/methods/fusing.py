@@ -31,6 +31,10 @@ class Fusible(Protocol):
     joined: bool
     behind: nn.ModuleDict
 
+    def eval(self) -> object:
+        """Put it into evaluation mode."""
+        ...
+
     def given(self, batch: Batch) -> Mapping[int, Tensor]:
         """What each module gives for a batch."""
         ...
