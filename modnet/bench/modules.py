@@ -29,7 +29,7 @@ from modnet.recipe.training import AdamW, Crop, Flip, Schedule
 from modnet.surgery.stitching import stitched
 
 CASES = {"K = 4, teacher 2 blocks": (4, 2), "K = 10, teacher 3 blocks": (10, 3)}
-STEPS = 4
+STEPS = 8
 AUGMENT = (Crop(), Flip())
 
 

@@ -18,7 +18,7 @@ from modnet.randomness import Key
 from modnet.recipe.stages import Train
 from modnet.recipe.training import AdamW, Crop, Flip, Schedule
 
-STEPS, CHECKPOINT_STEPS = 40, 100
+STEPS, CHECKPOINT_STEPS = 120, 100
 DEPTHS = (1, 1, 1, 1)
 
 

@@ -221,7 +221,7 @@ class _Loop:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            kept = f" The last checkpoint is {self.checkpoints.path}." if self.saved_step >= 0 else ""
+            kept = f" The last checkpoint is {self.checkpoints.path}." if self._kept() else ""
             raise RunFailed(
                 f"step {step + 1} needs more memory than {self.device} has free, with batch={self.settings.batch} in "
                 f"{self.settings.accumulate} part{'s' * (self.settings.accumulate > 1)}.{kept} "
@@ -278,7 +278,7 @@ class _Loop:
             if bad < 0 and bool(track.finite()):
                 continue
             where = f"the loss at step {bad + 1}" if bad >= 0 else f"a weight after step {self.progress.step}"
-            kept = f"The last good checkpoint is {self.checkpoints.path}. " if self.saved_step >= 0 else ""
+            kept = f"The last good checkpoint is {self.checkpoints.path}. " if self._kept() else ""
             raise RunFailed(
                 f"{where} of track {track.name} is not a finite number (learning rate {track.lr:.3g}). {kept}"
                 f"Try a smaller learning rate (optimizer.lr={track.lr / 3:.2g}), a longer schedule.warmup, "
@@ -348,6 +348,11 @@ class _Loop:
             self.saved_step = progress.step
 
         self.writer.start(write)
+
+    def _kept(self) -> bool:
+        """Whether there is a checkpoint, once what is being written is complete."""
+        self.writer.wait()
+        return self.saved_step >= 0
 
     def outcome(self) -> Outcome:
         """Leave the selected weights in the chains and say what came out."""
