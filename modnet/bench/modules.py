@@ -44,7 +44,7 @@ class Phase:
             student="s",
             teacher="t",
             meta="m",
-            optimizer=AdamW(),
+            optimizer=AdamW(weight_decay=0.0),
             schedule=Schedule(name="constant", warmup=0),
         )
         self.batches = TrainBatches(random_data(steps * BATCH), BATCH, Key.of(0), AUGMENT)
@@ -73,7 +73,7 @@ class Phase:
             behind = self.meta[i + 1 :]
             tail: nn.Module = behind.cloned() if tail_gradients else behind.frozen()
             front, teacher = self.meta[:i].frozen(), self.teacher[i].frozen()
-            optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+            optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
             for batch in self.batches.epoch(0):
                 with torch.no_grad():
                     entering = front(batch.x)

@@ -5,14 +5,14 @@ Processes are started once and time themselves from a common start, so that star
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import time
-from queue import Queue
+from multiprocessing.queues import Queue
 from typing import Any
 
 import torch
-import torch.multiprocessing as processes
 
 from modnet.bench.modules import Phase
 from modnet.bench.networks import BATCH, network, random_data, run_job
@@ -26,7 +26,7 @@ from modnet.randomness import Key
 from modnet.recipe.stages import Train
 from modnet.recipe.training import AdamW, Schedule
 
-MODULES, BLOCKS, STEPS = 4, 2, 8
+MODULES, BLOCKS, STEPS = 4, 2, 6
 
 
 def scaling(repeats: int) -> list[Comparison]:
@@ -44,10 +44,14 @@ def _timed(way: str, count: int, repeats: int) -> list[float]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = processes.get_context("spawn")
+    context = multiprocessing.get_context("spawn")
     queue: Queue[Any] = context.Queue()
-    processes.spawn(_work, (way, count, port, repeats, queue), nprocs=count)
-    each = [queue.get() for _ in range(count)]
+    ranks = [context.Process(target=_work, args=(rank, way, count, port, repeats, queue)) for rank in range(count)]
+    for rank in ranks:
+        rank.start()
+    each = [queue.get(timeout=3600) for _ in ranks]
+    for rank in ranks:
+        rank.join()
     return [max(times) for times in zip(*each, strict=True)]
 
 

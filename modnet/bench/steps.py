@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def timm_network() -> nn.Module:
         from timm.models.vision_transformer import VisionTransformer
     except ImportError:
         return network(48, DEPTHS, stem="patch")
-    sizes = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": CLASSES}
+    sizes: dict[str, Any] = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": CLASSES}
     model: nn.Module = VisionTransformer(**sizes, embed_dim=48, depth=sum(DEPTHS), num_heads=3)
     return model
 

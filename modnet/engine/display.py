@@ -38,7 +38,7 @@ class Display:
     def __init__(self, console: Console | None, status: Status) -> None:
         self.console, self.status = console, status
         self._began, self._first_step = time.monotonic(), status.step
-        self._last_line, self._last_bar = self._began, 0.0
+        self._last_line, self._last_tick = self._began, 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if console is not None and console.is_terminal:
@@ -69,13 +69,16 @@ class Display:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
+    def tick(self) -> None:
+        """:meth:`update` after a step, unless the last one was a moment ago."""
+        now = time.monotonic()
+        if now - self._last_tick >= BAR_EVERY or self.status.step >= self.status.total:
+            self._last_tick = now
+            self.update()
+
     def update(self) -> None:
         """Show the status as it is now."""
         if self._bar is not None and self._task is not None:
-            now = time.monotonic()
-            if now - self._last_bar < BAR_EVERY and self.status.step < self.status.total:
-                return
-            self._last_bar = now
             self._bar.update(self._task, completed=self.status.step, **self._fields())
         elif self.console is not None and time.monotonic() - self._last_line >= PLAIN_EVERY:
             self.line()

@@ -80,7 +80,7 @@ class Reporter:
         if self._display is not None:
             self._display.status.step = step
             self._display.status.images += images
-            self._display.update()
+            self._display.tick()
 
     def train(self, step: int, epoch: int, values: Mapping[str, Mapping[str, float]]) -> None:
         """Log ``loss``, ``lr`` and ``grad_norm`` by track after ``step`` steps, in epoch ``epoch`` (from 1)."""

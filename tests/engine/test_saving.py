@@ -23,7 +23,12 @@ def test_copies_are_of_the_moment() -> None:
 
 def test_one_piece_at_a_time_and_errors_reach_the_caller() -> None:
     writer, done, gate = Writer(), list[int](), threading.Event()
-    writer.start(lambda: (gate.wait(10), done.append(1))[1])
+
+    def first() -> None:
+        gate.wait(10)
+        done.append(1)
+
+    writer.start(first)
     assert done == []
     gate.set()
     writer.start(lambda: done.append(2))

@@ -34,7 +34,7 @@ def test_what_is_faster_is_chosen_stored_and_told(
         ticks[0] += (3.0 if turn < 12 else 1.0) if slow else (1.0 if turn < 12 else 3.0)
         return ticks[0]
 
-    monkeypatch.setattr(trials.time, "perf_counter", counter)
+    monkeypatch.setattr("modnet.engine.trials.time.perf_counter", counter)
     job = toy_job()
     before = {name: tensor.clone() for name, tensor in weights(job).items()}
     choice = dtype_trial(job, CPU)
