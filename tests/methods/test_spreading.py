@@ -39,3 +39,25 @@ def test_modules_over_two_processes_equal_those_of_one(taught: Any, tmp_path: Pa
     results = [inputs.store.result(inputs.keys["modules"]) for inputs in (alone, both)]
     assert results[0]["hybrid_val_top1"] == results[1]["hybrid_val_top1"]
     assert results[0]["images"] == results[1]["images"]
+
+
+def test_one_shared_step_with_mixing_equals_that_of_one_process(taught: Any, tmp_path: Path) -> None:
+    step = ("stages.base.optimizer={name: sgd, lr: 0.1}", "stages.base.batch=500", "stages.base.select=last")
+    step = (*step, "stages.base.augment=[crop,mixup-cutmix]")
+    alone, apart = (type(taught)(tmp_path / name, taught.recipe_file) for name in ("alone", "apart"))
+    one = alone.run(*step, only="base")
+    in_processes(2, _bring, taught.recipe_file, apart.folder, step, "base")
+    two = apart.run(*step, only="base")
+    assert one.store.result(one.keys["base"])["images"] == two.store.result(two.keys["base"])["images"]
+    other = apart.chain(two, "base").state_dict()
+    for name, tensor in alone.chain(one, "base").state_dict().items():
+        assert torch.allclose(tensor, other[name], atol=1e-5), name
+
+
+def _bring(recipe: Path, runs: Path, overrides: tuple[str, ...], stage: str) -> None:
+    from modnet.engine.ranks import join
+    from modnet.recipe import load_recipe
+
+    world = join(torch.device("cpu"))
+    session = experiment.open_session(load_recipe(recipe, overrides), runs, Console(quiet=True), "cpu", world)
+    experiment.bring_up_to_date(session, [stage])
