@@ -198,7 +198,8 @@ def join(device: torch.device) -> World:
     backend = "nccl" if enough and dist.is_nccl_available() else "gloo"
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)
+        if backend == "nccl":  # which complains at the end of a process otherwise
+            atexit.register(dist.destroy_process_group)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     talk = dist.group.WORLD if backend == "gloo" else _group(backend="gloo")
