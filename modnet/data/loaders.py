@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -44,6 +45,17 @@ class TrainBatches:
         self._params = tuple(augment)
         train = dataset.train
         self._train = train if isinstance(train, FolderSplit) else _moved(train, self.device)
+        self._own = torch.arange(self._batch)  # places of a batch that are made here
+        self._partners = 0  # of these the last ones are only mixed into others
+
+    def shared(self, rows: slice) -> TrainBatches:
+        """The same batches, of which only some rows are read, augmented and given; mixing partners are as ever."""
+        own = copy.copy(self)
+        places = torch.arange(self._batch)[rows]
+        own._partners = len(self.mixing)
+        after = (int(places[-1]) + 1 + torch.arange(own._partners)) % self._batch
+        own._own = torch.cat([places, after])
+        return own
 
     @property
     def batch_size(self) -> int:
@@ -77,8 +89,9 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from step ``start`` on."""
-        rows = self.order(epoch)[start * self._batch :]
-        draws = self.draws(self._train.ids[rows.to(self._train.ids.device)])
+        order = self.order(epoch)
+        draws = self.draws(self._train.ids[order.to(self._train.ids.device)])
+        rows, draws = (part.view(-1, self._batch)[start:, self._own].flatten() for part in (order, draws))
         if isinstance(self._train, FolderSplit):
             samples = self._read(self._train, rows, draws, epoch)
         else:
@@ -91,7 +104,7 @@ class TrainBatches:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """uint8 images, labels and draws' numbers of each batch, read and transformed by the split's workers."""
         change = transformed(self._params, split.reader.size, self.key.fold("augment", "v2", epoch))
-        batches, numbers = rows.split(self._batch), draws.split(self._batch)
+        batches, numbers = rows.split(len(self._own)), draws.split(len(self._own))
         for some, ids, images in zip(batches, numbers, split.read(batches, change, numbers), strict=True):
             yield images.to(self.device), split.labels[some].to(self.device), ids.to(self.device)
 
@@ -99,12 +112,13 @@ class TrainBatches:
         self, split: Split, rows: Tensor, draws: Tensor, epoch: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """uint8 images, labels and draws' numbers of each batch; several batches are augmented at once."""
-        chunk = max(1, _CHUNK_BYTES // (split.images[0].numel() * self._batch)) * self._batch
+        size = len(self._own)
+        chunk = max(1, _CHUNK_BYTES // (split.images[0].numel() * size)) * size
         for some, ids in zip(rows.split(chunk), draws.split(chunk), strict=True):
             images, labels = split.images[some], split.labels[some]
             for name, op in self.pixels:
                 images = op.apply(images, self.key.fold("augment", name, epoch), ids)
-            yield from zip(*(part.split(self._batch) for part in (images, labels, ids)), strict=True)
+            yield from zip(*(part.split(size) for part in (images, labels, ids)), strict=True)
 
     def _mixed(self, x: Tensor, labels: Tensor, ids: Tensor, epoch: int) -> Batch:
         if not self.mixing:
@@ -112,7 +126,8 @@ class TrainBatches:
         target = torch.nn.functional.one_hot(labels, len(self.dataset.classes)).float()
         for name, op in self.mixing:
             x, target = op.apply(x, target, self.key.fold("augment", name, epoch), ids)
-        return Batch(x, labels, ids, target)
+        mixed = Batch(x, labels, ids, target)
+        return mixed.rows(slice(0, len(ids) - self._partners)) if self._partners else mixed
 
 
 def _built(augment: Sequence[Params]) -> list[tuple[str, object]]:

@@ -17,7 +17,7 @@ from modnet.engine.losses import base_loss
 from modnet.evaluation.cost import training_flops
 from modnet.layers.drop_path import set_drop_path
 from modnet.methods.base import Inputs, same_count
-from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
+from modnet.methods.modulewise import Known, ModuleObjective, ModulewiseMethod, into
 from modnet.recipe.stages import Incubate
 
 
@@ -30,20 +30,20 @@ class IncubationObjective(ModuleObjective):
         furthest = max(self.places)
         self.model = meta[furthest].frozen() if hint and furthest < self.last else None
 
-    def inputs(self, x: Tensor) -> list[Tensor]:
+    def frozen_outputs(self, x: Tensor, known: Known) -> Known:
         """What enters each of the meta's modules and, for hints, what the furthest place's own module gives."""
-        flowing = super().inputs(x)
-        if self.model is not None:
-            with torch.no_grad():
-                flowing.append(self.model(flowing[-1]))
-        return flowing
+        found, after = super().frozen_outputs(x, known), max(self.places)
+        if self.model is None or into(after + 1) in found:
+            return found
+        with torch.no_grad():
+            return found | {into(after + 1): self.model(found[into(after)])}
 
-    def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
+    def loss(self, i: int, given: Tensor, ended: Tensor, known: Known, batch: Batch) -> Tensor:
         """Base loss of the hybrid's logits; with a hint, also the distance to what the meta's own module gives."""
-        loss = base_loss(batch, self.tails[str(i)](given), self.smoothing)
+        loss = base_loss(batch, ended, self.smoothing)
         if not self.hint or i == self.last:
             return loss
-        return loss + self.hint * F.smooth_l1_loss(given, flowing[i + 1])
+        return loss + self.hint * F.smooth_l1_loss(given, known[into(i + 1)])
 
 
 class Incubation(ModulewiseMethod):
@@ -65,9 +65,10 @@ class Incubation(ModulewiseMethod):
         return IncubationObjective(self.host, modules, self.stage.label_smoothing, self.hint)
 
     def flops(self) -> dict[str, float]:
-        """As for every module method; a hint costs the meta's own modules where they have not passed already."""
-        counted, port = super().flops(), self.dataset.port
-        if self.hint and not self.fused:
-            for module in list(self.host)[:-1]:
-                counted["passes"] += training_flops(module.frozen(), module.takes or port)
+        """As for every module method; a hint costs the meta's own module at the end of each group, but for the last."""
+        counted, port, last = super().flops(), self.dataset.port, len(self.learners) - 1
+        for places in self.groups() if self.hint else []:
+            if places[-1] < last:
+                module = self.host[places[-1]].frozen()
+                counted["passes"] += training_flops(module, module.takes or port)
         return counted

@@ -36,7 +36,15 @@ class Unkeyed:
 
 
 class KeyedIfSet:
-    """Marks a field that is part of a stage's key only where it is not its default, as it is younger than others."""
+    """Marks a field that is part of a stage's key only where it is not its default, nor a value that is ``exact``.
+
+    Young fields bear it, so that older results keep their keys, and fields some of whose values change no result.
+    """
+
+    @staticmethod
+    def counts(value: Any, default: Any) -> bool:
+        """Whether a value belongs in the key."""
+        return value != default and not getattr(value, "exact", False)
 
 
 class NoDefault:

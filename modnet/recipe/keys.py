@@ -49,12 +49,14 @@ class _Canonical:
         self.recipe, self.fingerprints, self.keys = recipe, fingerprints, keys
 
     def params(self, params: Params, registry: Registry | None = None, skip: str = "") -> dict[str, Any]:
-        """All fields but ``skip``, ``Unkeyed`` ones and unset young ones; a preset's name is that of its base."""
+        """All fields but ``skip`` and what changes no result; a preset's name is that of its base."""
         cls = type(params)
         out = {}
-        for name in cls.model_fields:
-            unsaid = marker(cls, name, KeyedIfSet) and getattr(params, name) == cls.model_fields[name].default
-            if name != skip and not unsaid and not marker(cls, name, Unkeyed):
+        for name, info in cls.model_fields.items():
+            optional = marker(cls, name, KeyedIfSet)
+            if optional and not optional.counts(getattr(params, name), info.default):
+                continue
+            if name != skip and not marker(cls, name, Unkeyed):
                 out[name] = self.value(cls, name, getattr(params, name))
         if registry and "name" in out:
             out["name"] = _base_name(registry, out["name"])

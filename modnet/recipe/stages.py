@@ -25,6 +25,32 @@ WholeStageRef = Annotated[str, Ref("stage", gives="network")]
 ModulesRef = Annotated[str, Ref("stage", gives="modules")]
 SuiteRef = Annotated[str, Ref("data", "suite")]
 
+
+class Replaying(Params):
+    """Outputs of frozen networks are computed once, stored, and read by every later student, seed and ablation.
+
+    In short ``replay: fp32``. ``top-k`` stores the ``k`` largest log-probabilities; what is left is spread evenly.
+    """
+
+    store: Literal["fp32", "fp16", "top-k"] = "fp32"
+    k: PositiveInt = 10
+    prefix: bool = False  # the features that enter the modules as well: much larger than logits
+
+    @property
+    def exact(self) -> bool:
+        """Whether a stage gives the same weights as with live networks, so that its key is the same as well."""
+        return self.store == "fp32"
+
+
+def _replaying(value: Any) -> Any:
+    return {"store": value} if isinstance(value, str) else value
+
+
+Replay = Annotated[Replaying | None, BeforeValidator(_replaying), KeyedIfSet()]
+
+# Modules trained at once: true (all that fit the memory), a number at most, or false (one by one); the same weights.
+Fused = Annotated[bool | PositiveInt, Unkeyed()]
+
 # A bare name (`muon`) or a mapping (`{name: muon, lr: 0.02}`), read through the registry.
 Optimizer = Annotated[SerializeAsAny[Params], BeforeValidator(OPTIMIZERS.read), Choice(OPTIMIZERS)]
 LearningRate = Annotated[SerializeAsAny[Params], BeforeValidator(SCHEDULES.read), Choice(SCHEDULES)]
@@ -62,10 +88,11 @@ class TrainingStage(Stage):
     drop_path: BelowOne | None = None  # None: the model's own
     clip: PositiveFloat | None = None  # largest gradient norm of a track
     ema: BelowOne | None = None  # decay of the averaged weights, which then are what is evaluated and kept
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 if a short trial finds it clearly faster
     compile: bool = False
     select: Literal["best", "last"] = "best"  # which checkpoint the stage gives on, by val accuracy
     evaluate_every: PositiveInt = 1  # epochs
+    data_seed: Annotated[int | None, KeyedIfSet()] = None  # of order and augmentation; None: the stage's own seed
     checkpoint_every: Annotated[PositiveInt | None, Unkeyed()] = None  # steps; None: every epoch and every minute
 
 
@@ -88,7 +115,8 @@ class Incubate(TrainingStage):
     model: ModelRef
     meta: WholeStageRef
     hint: NonNegativeFloat = 0.0  # weight of the distance to the meta module's own output; 0: as published
-    fused: Annotated[bool, Unkeyed()] = True  # all modules side by side, else one by one: the same weights
+    fused: Fused = True
+    replay: Replay = None
 
 
 Stitch = Literal["linear", "ln-linear", "identity"]
@@ -102,6 +130,7 @@ class Distill(TrainingStage):
     method: Literal["m2mkd", "kd", "features", "align"]
     student: ModelRef
     teacher: NetworkRef
+    replay: Replay = None
 
 
 class M2mkd(Distill):
@@ -116,7 +145,7 @@ class M2mkd(Distill):
     kd_norm: Norm = "numel"
     hint: NonNegativeFloat = 0.0  # weight of the distance to the teacher module's own output; 0: logits alone
     stitch: Stitch = "ln-linear"
-    fused: Annotated[bool, Unkeyed()] = True
+    fused: Fused = True
 
 
 class Logits(Params):
@@ -145,7 +174,7 @@ class Features(Distill):
     tau: PositiveFloat = 2.0
     kd_norm: Norm = "batchmean"
     beta: PositiveFloat = 1.0  # where smooth L1 turns linear
-    fused: Annotated[bool, Unkeyed()] = True
+    fused: Fused = True
 
 
 class Align(Distill):
@@ -175,6 +204,7 @@ class Assemble(TrainingStage):
     epochs: NonNegativeInt = 0
     stitches: Literal["auto", "drop", "keep", "fold"] = "auto"  # auto: fold where they fold, else drop
     kd: Teaching | None = None
+    replay: Replay = None
 
 
 class Route(Stage):

@@ -44,6 +44,18 @@ def test_fused_training_equals_one_module_after_another(taught: Any, tmp_path: A
         assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
 
 
+def test_two_modules_at_once_give_the_same_weights(taught: Any, tmp_path: Any) -> None:
+    whole = taught.run(only="transfer")
+    lab = type(taught)(tmp_path / "runs", taught.recipe_file)
+    pairs = lab.run("stages.transfer.fused=2", only="transfer")
+    assert whole.keys == pairs.keys
+    assert sorted(p.name for p in (pairs.folder("transfer") / "checkpoints").iterdir()) == ["module2", "modules0-1"]
+    for i in range(3):
+        state = taught.chain(whole, "transfer", f"module{i}").state_dict()
+        other = lab.chain(pairs, "transfer", f"module{i}").state_dict()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
 def test_a_step_changes_the_modules_alone(tiny: Callable[..., Chain]) -> None:
     meta, teacher = tiny(), tiny(depths=(2, 2, 2), seed=1)
     students = {i: stitched(m, meta, i) for i, m in enumerate(tiny(seed=2, width=8))}

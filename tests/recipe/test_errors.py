@@ -53,7 +53,7 @@ stages:
         ("stages.meta.epochs=true", "wants a whole number"),
         ("stages.meta.label_smoothing=1", "must be less than 1"),
         ("stages.meta.optimizer.lr=0", "must be more than 0"),
-        ("stages.meta.dtype=fp23", "must be 'fp32' or 'bf16'"),
+        ("stages.meta.dtype=fp23", "must be 'fp32', 'bf16' or 'auto'"),
         ("stages.meta.optimizer=adamm", "no optimizer is called 'adamm'; did you mean 'adamw'"),
         ("stages.meta.optimizer=3", "wants a name or a mapping with a name"),
         ("stages.meta.schedule.warmup=soon", "a length is a number of steps (100)"),
