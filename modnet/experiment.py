@@ -345,8 +345,8 @@ def evaluate_run(
     evaluates on.
     """
     folder, console = Path(path), console or Console(quiet=other_process())
-    place = pick_device(local_device(device))
-    recipe = by_source(load_recipe(str(folder / "recipe.yaml")))
+    inputs = inputs_of_run(folder, device, console)
+    recipe = inputs.recipe
     stated = next((s for s in recipe.stages.values() if isinstance(s, Evaluate)), None)
     of = tuple(of) or (stated.of if stated else tuple(networks(folder)))
     on = tuple(on) or (stated.on if stated else ())
@@ -355,9 +355,15 @@ def evaluate_run(
     unknown = [name for name in of if name not in networks(folder)]
     if unknown:
         raise RequestError(f"{folder} has no network {', '.join(unknown)}; it has {', '.join(networks(folder))}")
-    keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
-    inputs = Inputs(recipe, Store(folder.parent.parent / "store"), keys, console.print, place)
     stage = Evaluate(of=of, on=on)
-    with sharing(join(place).team):
+    with sharing(join(inputs.device).team):
         rows = VERBS.get("evaluate").resolve()(stage, inputs).rows()
     return summarise({recipe.seed: named_rows(stage, rows)})
+
+
+def inputs_of_run(folder: Path, device: str | None = None, console: Console | None = None) -> Inputs:
+    """What the stages of a run's folder read from; raises RequestError or RunFailed if it is none."""
+    recipe = by_source(load_recipe(str(folder / "recipe.yaml")))
+    keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
+    say = (console or Console(quiet=other_process())).print
+    return Inputs(recipe, Store(folder.parent.parent / "store"), keys, say, pick_device(local_device(device)))

@@ -15,8 +15,8 @@ class Port:
     """What flows between two leaves: a kind and its dimensions; a dimension that is None fits any.
 
     Kinds: ``image(channels, size)``, ``tokens(width, prefix, grid)``, ``maps(channels, height, width)`` (feature maps
-    of a convolutional network, sizes in cells), ``ids(vocab)``, ``state(width, slots)``, ``features(width)``,
-    ``logits(classes, per)``, ``branches(of)``.
+    of a convolutional network, sizes in cells), ``ids(vocab, length)``, ``state(width, slots)``, ``features(width)``,
+    ``logits(classes, per)`` (``per`` image or position), ``branches(of)``.
     """
 
     kind: str

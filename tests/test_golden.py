@@ -36,7 +36,16 @@ from modnet.recipe.models import ViT
 from modnet.recipe.stages import M2mkd
 from modnet.recipe.training import AdamW, EpochwiseCosine
 from modnet.surgery import hybrid, stitched
-from tests import golden_nac, golden_nac_full, golden_nac_signatures, golden_nac_students, golden_routing
+from tests import (
+    golden_emoe,
+    golden_moduleformer,
+    golden_mowst,
+    golden_nac,
+    golden_nac_full,
+    golden_nac_signatures,
+    golden_nac_students,
+    golden_routing,
+)
 
 pytestmark = pytest.mark.golden
 
@@ -385,6 +394,9 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "distillation_loss": check_distillation_loss,
     "m2mkd_loss": check_m2mkd,
     "lr_and_drop_path": check_schedules,
+    **golden_emoe.CHECKS,
+    **golden_moduleformer.CHECKS,
+    **golden_mowst.CHECKS,
     **golden_nac.CHECKS,
     **golden_nac_full.CHECKS,
     **golden_nac_signatures.CHECKS,
@@ -394,9 +406,6 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 
 # Families and methods that are not written yet: their cases may lie in a larger folder of cases.
 PENDING = (
-    "moduleformer_",
-    "emoe_",
-    "mowst_",
     "multimodn_",
     "snnet",
     "multilevel_",
@@ -419,7 +428,7 @@ def test_the_folder_holds_cases() -> None:
 
 def test_a_case_that_nobody_knows_is_an_error() -> None:
     assert check_of("m2mkd_loss") is check_m2mkd
-    assert check_of("mowst_gate") is None
+    assert check_of("emoe_gate") is None
     with pytest.raises(KeyError, match="unheard_of"):
         check_of("unheard_of")
 

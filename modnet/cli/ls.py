@@ -15,7 +15,7 @@ from modnet.errors import RequestError
 if TYPE_CHECKING:
     from rich.table import Table
 
-KINDS = ("recipes", "models", "data", "optimizers", "schedules", "augments", "shifts", "verbs")
+KINDS = ("recipes", "models", "data", "optimizers", "schedules", "augments", "shifts", "routers", "verbs")
 
 
 def ls(

@@ -21,6 +21,7 @@ from modnet.data.shift_table import SHIFT_VERSION
 from modnet.data.shifts import Parts, Suite
 from modnet.data.sources import Description
 from modnet.data.splits import SPLIT_VERSION, Dataset, Split, held_out, moments, part
+from modnet.errors import RequestError
 from modnet.recipe.sources import Source, suite_of
 from modnet.registry import DATA, SHIFTS
 
@@ -60,6 +61,8 @@ def load_suite(name: str, params: Source, shift: str | None = None, limit: int |
     if collection is not None:
         return collected_suite(name, collection, limit)
     dataset = load(params)
+    if shift is not None and dataset.port.kind != "image":
+        raise RequestError(f"{name!r}: shifts change images, and {params.name!r} has none; evaluate on {params.name!r}")
     if shift is None:
         return Suite(name, {"test": dataset.test}, dataset)
     return Suite(name, _parts(params, shift, limit, dataset.fingerprint), dataset)
@@ -99,6 +102,8 @@ def _describe(params: Source) -> Description:
 @functools.lru_cache(maxsize=4)
 def _load(params: Source, fingerprint: str, home: Path) -> Dataset:
     described = _describe(params)
+    if described.whole is not None:
+        return described.whole(fingerprint)
     whole, test = described.read()
     kept, out = held_out(whole.labels, len(described.classes))
     train, val = whole.take(kept), whole.take(out)

@@ -12,6 +12,7 @@ from modnet.data.augment import Mixing, Pixels
 from modnet.data.large import FolderSplit, transformed
 from modnet.data.splits import Dataset, Split
 from modnet.engine.batch import Batch
+from modnet.errors import RequestError
 from modnet.randomness import Key
 from modnet.registry import AUGMENTS, Params
 
@@ -37,6 +38,8 @@ class TrainBatches:
     ) -> None:
         if not len(dataset.train):
             raise ValueError(f"data {dataset.name!r} has no training images")
+        if augment and dataset.port.kind == "ids":
+            raise RequestError(f"data {dataset.name!r} is text, and augmentations change images: leave `augment` out")
         self.dataset, self.key, self.device, self.repeats = dataset, key, torch.device(device), repeats
         self._batch = min(batch, len(dataset.train))
         made = _built(augment)

@@ -10,7 +10,7 @@ import torch
 from modnet.chain import Port
 from modnet.data import cifar, idx
 from modnet.data import fashion_mnist as fashion
-from modnet.data.splits import Split, check_labels, held_out
+from modnet.data.splits import Dataset, Split, check_labels, held_out
 from modnet.errors import RunFailed
 from modnet.recipe.sources import Source
 
@@ -35,6 +35,7 @@ class Description:
     """What a source's builder gives: its facts at no cost, and ``read()`` for its own two sets.
 
     ``measured``: training images as they are measured on, for val; None: as they are trained on.
+    ``whole(fingerprint)``: the data set of a source that has all three splits of its own; ``read`` is not asked then.
     ``moments``: mean and standard deviation per channel if they are constants of the source; None: they are measured.
     """
 
@@ -44,6 +45,7 @@ class Description:
     read: Callable[[], tuple[Split, Split]]
     moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     measured: Callable[[Split], Split] | None = None
+    whole: Callable[[str], Dataset] | None = None
 
 
 def fashion_mnist(params: Source) -> Description:

@@ -72,6 +72,11 @@ class Dataset:
     std: tuple[float, ...]
     fingerprint: str
 
+    @property
+    def score(self) -> str:
+        """The metric that tells which weights are best."""
+        return "bits_per_byte" if self.port.kind == "ids" else "top1"
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 with the training images' mean 0 and standard deviation 1."""
         scale, shift = self._affine

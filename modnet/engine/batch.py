@@ -15,6 +15,8 @@ REPLAYED = "replayed/"  # what names in ``extra`` begin with that hold stored ou
 class Batch:
     """``x`` float32, normalised; ``y`` int64 (B,); ``target`` float32 (B, classes) if labels were mixed.
 
+    Of text: ``x`` int64 (B, length), the ids; ``y`` int64 (B, length), the id after each.
+
     ``ids``: int64 (B,), sample numbers. ``extra``: further inputs; tensors of B rows belong to the samples.
     """
 

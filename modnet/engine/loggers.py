@@ -110,6 +110,11 @@ class TensorBoard:
         with disk_errors(self.folder):
             self._writer.add_images("train/augmented", images, 0)
 
+    def figure(self, tag: str, figure: Any) -> None:
+        """A matplotlib figure."""
+        with disk_errors(self.folder):
+            self._writer.add_figure(tag, figure, 0, close=False)
+
     def flush(self) -> None:
         """Hand what is buffered to the file."""
         with disk_errors(self.folder):

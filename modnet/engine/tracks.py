@@ -142,6 +142,9 @@ class LiveTrack:
         return norms
 
 
+LOWER = ("bits_per_byte", "nll", "ece")  # metrics of which less is better
+
+
 def better(metrics: Metrics, score: str, best: Best | None) -> bool:
     """Whether these metrics beat the best so far; ties stay with the earlier, NaN never wins over a number."""
     if score not in metrics:
@@ -149,7 +152,12 @@ def better(metrics: Metrics, score: str, best: Best | None) -> bool:
             f"validation gave no metric {score!r}, by which the best weights are chosen; "
             f"it gave {', '.join(metrics) or 'none'}"
         )
-    return best is None or metrics[score] > best.score or (math.isnan(best.score) and not math.isnan(metrics[score]))
+    sign = -1 if score in LOWER else 1
+    return (
+        best is None
+        or sign * metrics[score] > sign * best.score
+        or (math.isnan(best.score) and not math.isnan(metrics[score]))
+    )
 
 
 def check_partition(job: Job) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modnet.chain import Chain
+from modnet.engine.losses import by_position
 from modnet.engine.ranks import sharing_team
 
 BINS = 15  # of the expected calibration error
@@ -38,7 +41,8 @@ class Normaliser(Protocol):
 class Scores:
     """Top-1 and top-5 accuracy in percent, mean negative log-likelihood in nats, calibration error in [0, 1].
 
-    ``ece``: expected calibration error with 15 equal bins of confidence (Guo et al. 2017). ``count``: images.
+    Of text each position counts, and the mean negative log-likelihood is told in bits as well. ``ece``: expected
+    calibration error with 15 equal bins of confidence (Guo et al. 2017). ``count``: images.
     """
 
     top1: float
@@ -46,10 +50,12 @@ class Scores:
     nll: float
     ece: float
     count: int
+    text: bool = False
 
     def as_dict(self) -> dict[str, float]:
-        """The four scores by name, without the count."""
-        return {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece}
+        """The four scores by name, without the count; of text ``bits_per_byte`` as well."""
+        found = {"top1": self.top1, "top5": self.top5, "nll": self.nll, "ece": self.ece}
+        return found | {"bits_per_byte": self.nll / math.log(2)} if self.text else found
 
 
 @contextmanager
@@ -66,12 +72,12 @@ def evaluating(chain: Chain) -> Iterator[None]:
 
 
 def logits_of(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (b, classes) float32 and labels (b,) of each batch in order, on the chain's device."""
+    """Logits (b, classes) float32 and labels (b,) of each batch in order, of text by position, on its device."""
     example = next(chain.parameters(), None)
     device = torch.device("cpu") if example is None else example.device
     for stored, labels in images.batches(batch):
         logits = chain(dataset.normalise(stored.to(device, non_blocking=True)))
-        yield logits.float(), labels.to(device)
+        yield by_position(logits.float(), labels.to(device))
 
 
 def predict(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512) -> Tensor:
@@ -97,7 +103,8 @@ def measure(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512,
     # Batches count in their order whoever measured them, so that sums are the same bits for any number of ranks.
     shares = team.gathered(mine)
     turns = [share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)]
-    return sum(turns, _Tally()).scores()
+    text = chain.gives is not None and chain.gives["per"] == "position"
+    return dataclasses.replace(sum(turns, _Tally()).scores(), text=text)
 
 
 @dataclass(frozen=True)

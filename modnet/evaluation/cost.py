@@ -18,23 +18,35 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modnet.chain import Chain, Port, parameter_count
 from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
+from modnet.layers.expert_attention import ExpertAttention
 from modnet.layers.head import Head
+from modnet.layers.moe import MoE
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, each storage once, and multiply-adds of one input's forward pass."""
+    """Parameters, each storage once, and multiply-adds of the forward pass.
+
+    ``active``: the parameters without those of experts that a token does not choose.
+    """
 
     parameters: int
     macs: int
+    active: int
 
 
-def cost(chain: Chain, port: Port) -> Cost:
-    """The cost of one input of ``port``; raises ValueError for a port whose sizes are open."""
+def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
+    """The cost of one input of ``port``, or of a batch; raises ValueError for a port whose sizes are open.
+
+    Places of experts are counted in whole numbers for all tokens of a batch, so there a batch costs less than its
+    inputs one by one.
+    """
     twin = on_meta(chain).eval().requires_grad_(False)  # the counter looks for gradients, of views as well
     with _counter() as counter, torch.no_grad():
-        twin(example(port, device="meta"))
-    return Cost(parameter_count(chain), counter.get_total_flops() // 2)
+        twin(example(port, batch, device="meta"))
+    parameters = parameter_count(chain)
+    idle = sum(part.idle_parameters() for part in chain.modules() if isinstance(part, MoE | ExpertAttention))
+    return Cost(parameters, counter.get_total_flops() // 2, parameters - idle)
 
 
 def published_macs(chain: Chain, port: Port) -> int:
@@ -88,7 +100,7 @@ def on_meta(chain: Chain) -> Chain:
 
 
 def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> Tensor:
-    """Zeros shaped like ``batch`` inputs of an image, tokens or maps port.
+    """Zeros shaped like ``batch`` inputs of an image, tokens, maps or ids port.
 
     Raises ValueError for another kind of port, or one whose sizes are open.
     """
@@ -99,7 +111,9 @@ def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> T
         return torch.zeros(batch, port["prefix"] + down * across, port["width"], device=device)
     if port.kind == "maps" and None not in (port["channels"], port["height"], port["width"]):
         return torch.zeros(batch, port["channels"], port["height"], port["width"], device=device)
-    raise ValueError(f"an example input needs an image, tokens or maps port with all sizes, not {port}")
+    if port.kind == "ids" and port["length"] is not None:
+        return torch.zeros(batch, port["length"], dtype=torch.int64, device=device)
+    raise ValueError(f"an example input needs an image, tokens, maps or ids port with all sizes, not {port}")
 
 
 def _counter() -> FlopCounterMode:

@@ -49,4 +49,6 @@ def measure_suite(chain: Chain, suite: Parts, batch: int = 512) -> SuiteScores:
     """Score a chain on every part of a suite; each part weighs the same in the mean."""
     scores = {name: measure(chain, images, suite.dataset, batch, suite.mask) for name, images in suite.parts.items()}
     means = {metric: fmean(getattr(s, metric) for s in scores.values()) for metric in ("top1", "top5", "nll", "ece")}
-    return SuiteScores(scores, Scores(**means, count=sum(s.count for s in scores.values())))
+    return SuiteScores(
+        scores, Scores(**means, count=sum(s.count for s in scores.values()), text=all(s.text for s in scores.values()))
+    )

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 Row = Mapping[str, Any]
-COMPARED = ("top1", "shift_top1", "few_shot_top1")
+COMPARED = ("bits_per_byte", "top1", "shift_top1", "few_shot_top1")
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:

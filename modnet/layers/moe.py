@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,48 +15,60 @@ from modnet.chain import Pass, Port
 from modnet.errors import RequestError
 from modnet.layers import balance
 from modnet.layers.attention import Attention
-from modnet.layers.block import AttentionBlock
+from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, grouped_linear, plan
 from modnet.layers.initialise import initialise_linears
 from modnet.layers.routers import Choice, ExpertChoiceGate, Gate
 from modnet.recipe.routers import NO_GRADIENT
 from modnet.registry import ROUTERS
 
-Activation = Literal["gelu", "gelu-tanh"]
+Activation = Literal["gelu", "gelu-tanh", "swiglu"]
 
 
 class StackedLinear(nn.Module):
     """A linear layer for each expert: weight (E, out, in), bias (E, out); each starts as torch's Linear does."""
 
-    def __init__(self, experts: int, given: int, out: int) -> None:
+    bias: Tensor  # None where there is none, as in torch's Linear
+
+    def __init__(self, experts: int, given: int, out: int, bias: bool = True) -> None:
         super().__init__()
         bound = 1 / math.sqrt(given)
         self.weight = nn.Parameter(torch.empty(experts, out, given).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(experts, out))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(experts, out)) if bias else None)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """Rows (M, in), sorted by expert up to ``ends`` (E,), to (M, out)."""
-        parts: tuple[Tensor, Tensor, Tensor]
+        bias: Tensor | None = getattr(self, "bias", None)
+        parts: tuple[Tensor, Tensor, Tensor | None]
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
             dtype = torch.get_autocast_dtype(x.device.type)
-            parts = (x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+            parts = (x.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype))
         else:
-            parts = (x.to(self.weight.dtype), self.weight, self.bias)
+            weight = self.weight
+            parts = (x.to(weight.dtype), weight, bias)
         out: Tensor = grouped_linear(*parts, ends)
         return out
 
 
 class Experts(nn.Module):
-    """Perceptrons side by side: Linear, GELU, Linear on the rows of each expert, (M, width) to (M, width)."""
+    """Perceptrons side by side: Linear, GELU, Linear on the rows of each expert, (M, width) to (M, width).
 
-    def __init__(self, width: int, hidden: int, experts: int, activation: Activation = "gelu") -> None:
+    With ``swiglu`` the first layer passes through SiLU and gates a second one, ``up`` (Shazeer 2020).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, experts: int, activation: Activation = "gelu", bias: bool = True
+    ) -> None:
         super().__init__()
         self.approximate: Literal["none", "tanh"] = "tanh" if activation == "gelu-tanh" else "none"
-        self.fc1 = StackedLinear(experts, width, hidden)
-        self.fc2 = StackedLinear(experts, hidden, width)
+        self.fc1 = StackedLinear(experts, width, hidden, bias)
+        self.fc2 = StackedLinear(experts, hidden, width, bias)
+        self.up = StackedLinear(experts, width, hidden, bias) if activation == "swiglu" else None
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x, ends), approximate=self.approximate), ends)
+        first: Tensor = self.fc1(x, ends)
+        hidden = F.gelu(first, approximate=self.approximate) if self.up is None else F.silu(first) * self.up(x, ends)
+        out: Tensor = self.fc2(hidden, ends)
         return out
 
 
@@ -76,6 +88,7 @@ class MoE(nn.Module):
         top_k: int,
         router: Mapping[str, Any],
         activation: Activation = "gelu",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.params = ROUTERS.read(dict(router))
@@ -85,14 +98,15 @@ class MoE(nn.Module):
             raise RequestError(NO_GRADIENT.format(name=self.params.name))
         self.count, self.top_k = experts, top_k
         self.gate: Gate = ROUTERS.get(self.params.name).resolve()(width, experts, top_k, self.params)
-        self.experts = Experts(width, hidden, experts, activation)
+        self.experts = Experts(width, hidden, experts, activation, bias)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         """Route, dispatch, compute, combine; a dropped token gives zeros."""
         flat = x.flatten(0, 1)
         exact = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+        keys = self.experts.fc1.weight if self.gate.by_keys else None
         with exact:
-            choice = self.gate(flat, self.noise(x, ctx))
+            choice = self.gate(flat, self.noise(x, ctx), keys)
         out, where = self.mix(flat, choice, x.shape[1])
         self.report(choice, where, x.shape[1], ctx)
         return out.view(x.shape)
@@ -134,17 +148,41 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def _stats(self, choice: Choice, where: Plan) -> dict[str, Tensor]:
-        everyone = torch.arange(self.count, device=choice.indices.device)
-        share = (choice.indices[..., None] == everyone).float().mean((0, 1))
-        dropped = where.kept.logical_not().float().mean() if where.kept is not None else share.new_zeros(())
-        return {"load": share, "entropy": balance.mean_entropy(choice.probs), "dropped": dropped}
+        found = load_stats(choice, self.count)
+        dropped = where.kept.logical_not().float().mean() if where.kept is not None else found["entropy"].new_zeros(())
+        return {**found, "dropped": dropped}
+
+    def idle_parameters(self) -> int:
+        """Parameters of the experts that a token does not choose."""
+        return sum(p.numel() for p in self.experts.parameters()) * (self.count - self.top_k) // self.count
 
     def report(self, choice: Choice, where: Plan, tokens: int, ctx: Pass) -> None:
-        """Put loss and statistics into the pass, under the leaf's position."""
-        ctx.stats |= {f"{ctx.leaf}.{name}": value for name, value in self._stats(choice, where).items()}
+        """Put loss and statistics into the pass, under the leaf's position.
+
+        Where the leaf's activations are wanted, also each token's ``experts`` and whether they ``kept`` it (B, N, K),
+        and its ``probs`` (B, N, E).
+        """
+        found = self._stats(choice, where)
+        if ctx.leaf in ctx.wanted:
+            found |= {"experts": choice.indices, "probs": choice.probs, "kept": _kept(choice, where)}
+            found |= {name: found[name].unflatten(0, (-1, tokens)) for name in ("experts", "probs", "kept")}
+        ctx.stats |= {f"{ctx.leaf}.{name}": value for name, value in found.items()}
         loss = self.gate.loss(choice, self.group(tokens, len(choice.logits))) if self.training else None
         if loss is not None:
             ctx.losses[f"{ctx.leaf}.router"] = loss
+
+
+def _kept(choice: Choice, where: Plan) -> Tensor:
+    """Whether each pair found a place; under expert choice the pairs are the experts' own, so all did."""
+    return where.kept if where.kept is not None else torch.ones_like(choice.indices, dtype=torch.bool)
+
+
+@torch.no_grad()
+def load_stats(choice: Choice, experts: int) -> dict[str, Tensor]:
+    """The share of pairs of each expert, (E,), and the mean entropy of a token's probabilities (nats)."""
+    everyone = torch.arange(experts, device=choice.indices.device)
+    share = (choice.indices[..., None] == everyone).float().mean((0, 1))
+    return {"load": share, "entropy": balance.mean_entropy(choice.probs)}
 
 
 def capacity_of(pairs: int, experts: int, factor: float, round_to: int = 1) -> int:
@@ -157,6 +195,8 @@ class MoEBlock(AttentionBlock):
 
     ``hidden``: units of each expert; the rest as in :class:`modnet.layers.block.Block` and :class:`MoE`.
     """
+
+    holds: ClassVar[dict[str, tuple[str, str]]] = {"moe": ("experts", "router")}
 
     def __init__(
         self,
@@ -181,6 +221,12 @@ class MoEBlock(AttentionBlock):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.moe = MoE(width, hidden, experts, top_k, router, activation)
         initialise_linears(self)
+
+    @classmethod
+    def in_place_of(cls, block: Block, hidden: int, experts: int, top_k: int, router: dict[str, Any]) -> MoEBlock:
+        """A fresh block of the same outer shape as a dense one, whose attention and norms are yet to be copied."""
+        shape = {k: v for k, v in block.arguments.items() if k != "mlp_ratio"}
+        return cls(hidden=hidden, experts=experts, top_k=top_k, router=router, **shape)
 
     def feed(self, x: Tensor, ctx: Pass) -> Tensor:
         out: Tensor = self.moe(x, ctx)

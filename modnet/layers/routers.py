@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -12,7 +13,15 @@ from torch.nn import functional as F
 
 from modnet.layers import balance
 from modnet.layers.initialise import initialise_linear
-from modnet.recipe.routers import ExpertChoice, NoisyTopK, RouterParams, SoftmaxTopK
+from modnet.recipe.routers import (
+    ExpertChoice,
+    NoisyTopK,
+    RenormalisedTopK,
+    RouterParams,
+    SampledTopK,
+    SoftmaxTopK,
+    TopKSoftmax,
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,13 @@ class Choice:
 
 
 class Gate(nn.Module):
-    """A linear router, computed in float32 or better; subclasses choose. Initialised as all linear layers here."""
+    """A linear router, computed in float32 or better; subclasses choose. Initialised as all linear layers here.
+
+    ``noisy``: whether it wants noise while training. ``by_keys``: whether it scores by the experts' first layers.
+    """
 
     noisy: ClassVar[bool] = False
+    by_keys: ClassVar[bool] = False
     params: RouterParams
 
     def __init__(self, width: int, experts: int, top_k: int, params: RouterParams) -> None:
@@ -46,10 +59,26 @@ class Gate(nn.Module):
         self.gate = nn.Linear(width, experts, bias=params.bias)
         initialise_linear(self.gate)
 
-    def forward(self, x: Tensor, eps: Tensor | None = None) -> Choice:
-        """Tokens (T, D) to a choice; ``eps`` (T, E): standard normal noise, None for none."""
-        logits = self.logits(x, self.gate)
+    @property
+    def across(self) -> balance.Across:
+        """Over whose tokens the statistics of losses go."""
+        return balance.everywhere if self.params.balance_scope == "global" else balance.here
+
+    def forward(self, x: Tensor, eps: Tensor | None = None, keys: Tensor | None = None) -> Choice:
+        """Tokens (T, D) to a choice; ``eps`` (T, E): standard normal noise, None for none; ``keys`` (E, H, D)."""
+        logits = self.score(x, keys)
         return self.choose(logits, *self.noise(x, logits, eps))
+
+    def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """Logits (T, E) without noise."""
+        return self.logits(x, self.gate)
+
+    @torch.no_grad()
+    def tie(self, run: int) -> None:
+        """Give every ``run`` experts in a row the scores of the first of them."""
+        for p in (self.gate.weight, self.gate.bias):
+            if p is not None:
+                p.copy_(p[::run].repeat_interleave(run, 0))
 
     @staticmethod
     def logits(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -75,31 +104,35 @@ class Gate(nn.Module):
         if spread is not None:
             yield params.load, spread
         if params.gshard:
-            yield params.gshard, balance.switch(choice.noisy.softmax(-1), choice.noisy.argmax(-1, keepdim=True))
+            first = choice.noisy.argmax(-1, keepdim=True)
+            yield params.gshard, balance.switch(choice.noisy.softmax(-1), first, self.across)
         if params.switch:
-            yield params.switch, balance.switch(probs, choice.indices)
+            yield params.switch, balance.switch(probs, choice.indices, self.across)
         if params.z:
             yield params.z, balance.z_loss(choice.logits)
         if params.mutual_information:
-            yield params.mutual_information, balance.mutual_information(probs)
+            yield params.mutual_information, balance.mutual_information(probs, self.across)
+        if params.concentration:
+            yield params.concentration, balance.concentration(probs, self.across)
 
     def importance(self, choice: Choice) -> Tensor:
         """V-MoE's: of the probabilities without noise."""
-        return balance.importance(choice.probs)
+        return balance.importance(choice.probs, across=self.across)
 
     def load(self, choice: Choice) -> Tensor | None:
         """V-MoE's; None where there is no noise."""
         if isinstance(choice.std, Tensor) or not choice.std:
             return None
-        return balance.load(choice.logits, choice.noisy, choice.std, self.top_k)
+        return balance.load(choice.logits, choice.noisy, choice.std, self.top_k, across=self.across)
 
     def loss(self, choice: Choice, group: int | None = None) -> Tensor | None:
         """The sum of all losses, averaged over groups of so many tokens; None where every weight is 0.
 
-        Tokens that do not divide into groups are one group.
+        Tokens that do not divide into groups are one group, and so are all where balance is global.
         """
         tokens = len(choice.logits)
-        size = group if group and tokens % group == 0 else tokens
+        divides = group and tokens % group == 0 and self.params.balance_scope == "local"
+        size = group if group and divides else tokens
         parts = {name: getattr(choice, name) for name in ("logits", "noisy", "indices", "weights", "std")}
         grouped = {k: v.unflatten(0, (-1, size)) for k, v in parts.items() if isinstance(v, Tensor)}
         found = [weight * value.mean() for weight, value in self.losses(replace(choice, **grouped))]
@@ -123,19 +156,61 @@ class SoftmaxTopKGate(Gate):
 
 
 class RenormalisedTopKGate(SoftmaxTopKGate):
-    """As V-MoE's, the K weights divided by their sum."""
+    """As V-MoE's, the K weights divided by their sum, times ``scale``."""
+
+    params: RenormalisedTopK
 
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
         choice = super().choose(logits, noisy, std)
-        return replace(choice, weights=choice.weights / choice.weights.sum(-1, keepdim=True))
+        return replace(choice, weights=scaled(normalised(choice.weights), self.params.scale))
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Weights (T, K) divided by their sum."""
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def scaled(weights: Tensor, scale: float) -> Tensor:
+    """Weights times a factor that is 1 as a rule."""
+    return weights if scale == 1 else weights * scale
+
+
+class SampledTopKGate(SoftmaxTopKGate):
+    """While training, the last of the K experts are drawn by their probabilities, without replacement (ModuleFormer).
+
+    Adding Gumbel noise to log-probabilities and taking the largest draws without replacement.
+    """
+
+    noisy = True
+    params: SampledTopK
+
+    def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """No noise on logits: ``eps`` becomes the draw."""
+        return logits if eps is None else self.drawn(logits, eps), 0.0
+
+    def drawn(self, logits: Tensor, eps: Tensor) -> Tensor:
+        """Logits (T, E) in whose order the best K - j stand first, then j that were drawn, then the others."""
+        sampled = min(self.params.sampled, self.top_k)
+        probs = logits.softmax(-1)
+        best = probs.topk(self.top_k - sampled, dim=-1).indices
+        uniform = torch.special.ndtr(eps).clamp(1e-7, 1 - 1e-7)
+        drawing = ((probs + 1e-6).log() - (-uniform.log()).log()).scatter(-1, best, math.inf)
+        chosen = drawing.topk(self.top_k, dim=-1).indices
+        return torch.zeros_like(logits).scatter(-1, chosen, 1.0)
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        indices = noisy.topk(self.top_k, dim=-1).indices
+        return Choice(logits, logits, indices, logits.softmax(-1).gather(-1, indices), std)
 
 
 class TopKSoftmaxGate(Gate):
-    """fastmoe's naive gate: the top K logits, softmax over these."""
+    """fastmoe's naive gate: the top K logits, softmax over these, times ``scale``."""
+
+    params: TopKSoftmax | NoisyTopK
 
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
         chosen, indices = noisy.topk(self.top_k, dim=-1)
-        return Choice(logits, noisy, indices, chosen.softmax(-1), std)
+        return Choice(logits, noisy, indices, scaled(chosen.softmax(-1), getattr(self.params, "scale", 1.0)), std)
 
 
 class NoisyTopKGate(TopKSoftmaxGate):
@@ -159,13 +234,13 @@ class NoisyTopKGate(TopKSoftmaxGate):
     def importance(self, choice: Choice) -> Tensor:
         """Of the weights that were given."""
         given = torch.zeros_like(choice.logits).scatter(-1, choice.indices, choice.weights)
-        return balance.importance(given, unbiased=True)
+        return balance.importance(given, unbiased=True, across=self.across)
 
     def load(self, choice: Choice) -> Tensor | None:
         """Shazeer's; None where there is no noise."""
         if not isinstance(choice.std, Tensor):
             return None
-        return balance.shazeer_load(choice.logits, choice.noisy, choice.std, self.top_k)
+        return balance.shazeer_load(choice.logits, choice.noisy, choice.std, self.top_k, self.across)
 
 
 class ExpertChoiceGate(SoftmaxTopKGate):

@@ -188,6 +188,7 @@ class Method:
 
     def job(self, name: str, objective: Any, tracks: list[Track], validate: Any, **extra: Any) -> Job:
         """A job on this stage's data and settings."""
+        extra.setdefault("score", self.dataset.score)
         return Job(name, objective, tracks, self.batches(objective), self.stage, self.key, validate, **extra)
 
     def batches(self, objective: Any) -> Batches:

@@ -8,10 +8,12 @@ from typing import Any
 from modnet.chain import Chain, Port
 from modnet.data import Suite, load_suite
 from modnet.errors import RequestError
+from modnet.evaluation.cascade import mean_macs, strong_share
 from modnet.evaluation.cost import cost
 from modnet.evaluation.shift import SuiteScores, measure_suite
 from modnet.evaluation.throughput import throughput
 from modnet.layers.adapters import see
+from modnet.layers.confidence import Cascade
 from modnet.methods.base import BEFORE, NETWORK, Inputs
 from modnet.methods.costs import stage_costs
 from modnet.methods.few_shot import Adaptation
@@ -59,7 +61,7 @@ class Evaluation:
         if changed:
             row["shift_top1"] = changed[0].mean.top1
         row |= self.val(name) | self.adapted(name, network)
-        return row | self.costs(name, network, suites[0][0].dataset.port)
+        return row | self.costs(name, network, suites[0][0].dataset.port) | self.asked(network, suites[0][0])
 
     def scores(self, name: str, network: Chain, suite: Suite) -> SuiteScores:
         """A network's scores on a suite; raises RequestError if they do not fit each other."""
@@ -84,14 +86,28 @@ class Evaluation:
     def val(self, name: str) -> Row:
         """Top-1 on val of the weights that the stage gave, as the stage measured it."""
         result = self.inputs.store.result(self.inputs.keys[name])
-        top1 = result["metrics"].get(NETWORK, {}).get("top1", result.get("meta_val_top1"))
-        return {} if top1 is None else {"val_top1": top1}
+        metrics = result["metrics"].get(NETWORK, {})
+        found = {"val_top1": metrics.get("top1", result.get("meta_val_top1"))}
+        found["val_bits_per_byte"] = metrics.get("bits_per_byte")
+        return {name: value for name, value in found.items() if value is not None}
+
+    def asked(self, network: Chain, suite: Suite) -> Row:
+        """Of a cascade: the share in percent of the first suite that the large network answers, and the mean MACs."""
+        leaf = network.leaves[-1]
+        if not isinstance(leaf, Cascade):
+            return {}
+        images, port = next(iter(suite.parts.values())), suite.dataset.port
+        share = strong_share(leaf, images, suite.dataset, self.stage.batch)
+        macs = mean_macs(leaf, port, share)
+        return {"strong_share": 100 * share, "macs": macs, "macs_share": 100 * macs / cost(leaf.strong, port).macs}
 
     def costs(self, name: str, network: Chain, port: Port) -> Row:
         """Size, training cost and, if asked for, speed."""
         counted = cost(network, port)
         speed = {"images_per_second": throughput(network, port)} if self.stage.throughput else {}
         sizes = {"parameters": counted.parameters, "macs": counted.macs}
+        if counted.active != counted.parameters:
+            sizes["active_parameters"] = counted.active
         return {**sizes, **stage_costs(name, self.inputs), **speed}
 
 

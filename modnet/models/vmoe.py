@@ -31,7 +31,5 @@ def vmoe(params: VMoE, port: Port, classes: int) -> Chain:
 
 def moe_block(block: Block, params: VMoE) -> MoEBlock:
     """A fresh block with experts for the place of a dense one."""
-    shape = {k: v for k, v in block.arguments.items() if k != "mlp_ratio"}
-    hidden = block.mlp.fc1.out_features
     router = params.router.model_dump(mode="json")
-    return MoEBlock(hidden=hidden, experts=params.experts, top_k=params.top_k, router=router, **shape)
+    return MoEBlock.in_place_of(block, block.mlp.fc1.out_features, params.experts, params.top_k, router)

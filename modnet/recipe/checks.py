@@ -8,9 +8,11 @@ from typing import Any
 
 from modnet.errors import RequestError
 from modnet.recipe.document import Document
-from modnet.recipe.models import TIMM_MODULES, Timm
+from modnet.recipe.models import TIMM_MODULES, Timm, ViT, VMoE
 from modnet.recipe.problems import Path
 from modnet.recipe.references import Named, resolve_suite
+from modnet.recipe.routers import places
+from modnet.recipe.routing import Converted, Split
 from modnet.recipe.sources import facts_of
 from modnet.recipe.stages import (
     Align,
@@ -21,6 +23,7 @@ from modnet.recipe.stages import (
     FewShot,
     Incubate,
     M2mkd,
+    Route,
     Stage,
     Train,
     TrainingStage,
@@ -41,6 +44,9 @@ def network_of(name: str, recipe: Named) -> str | None:
         return stage.model or network_of(stage.from_, recipe)
     if isinstance(stage, Incubate):
         return stage.model
+    if isinstance(stage, Route):
+        earlier = getattr(stage, "from_", None)
+        return network_of(earlier, recipe) if earlier else None
     return stage.student if isinstance(stage, Distill) else None
 
 
@@ -115,6 +121,8 @@ def check_stage(document: Document, recipe: Named, name: str, stage: Stage) -> N
         _assemble(checker, stage)
     elif isinstance(stage, Evaluate):
         _evaluate(checker, stage)
+    elif isinstance(stage, Converted):
+        _converted(checker, stage)
     if isinstance(stage, TrainingStage):
         _patch_fits(checker, stage)
         _same_images(checker, stage)
@@ -177,6 +185,26 @@ def _family(role: Role) -> str:
     return MODELS.get(str(role.params.name)).base  # type: ignore[attr-defined]
 
 
+def _converted(checker: Checker, stage: Converted) -> None:
+    """The network has dense blocks of our own at these places, and hidden units that divide into the experts."""
+    role = checker.role("from", stage.from_)
+    if role is None:
+        return
+    if not isinstance(role.params, ViT) or isinstance(role.params, VMoE):
+        checker.say(("from",), f"is a {role.get('name')} ({role.model}); experts take the place of a vit's MLPs")
+        return
+    try:
+        places(stage.placement, sum(role.params.depths))
+    except ValueError as error:
+        checker.say(("placement",), str(error))
+    hidden = int(role.params.width * role.params.mlp_ratio)
+    parts, key = (
+        (stage.experts, "experts") if isinstance(stage, Split) else (getattr(stage, "fragments", 1), "fragments")
+    )
+    if hidden % parts:
+        checker.say((key,), f"{hidden} hidden units of {role.model}'s MLPs do not divide into {parts} equal parts")
+
+
 def _patch_fits(checker: Checker, stage: TrainingStage) -> None:
     source = checker.recipe.data.get(stage.data)
     size = facts_of(source).get("size") if source else None
@@ -195,7 +223,7 @@ def _same_images(checker: Checker, stage: TrainingStage) -> None:
     read = {
         ("teacher",): getattr(stage, "teacher", None),
         ("meta",): getattr(stage, "meta", None),
-        ("from",): stage.from_ if isinstance(stage, Assemble) else None,
+        ("from",): stage.from_ if isinstance(stage, Assemble | Converted) else None,
         ("kd", "teacher"): kd.teacher if kd else None,
     }
     own = checker.recipe.data.get(stage.data)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from modnet.errors import RequestError
-from modnet.recipe import models, nac, sources  # noqa: F401  (they register what recipes may name)
+from modnet.recipe import models, moduleformer, nac, sources, text  # noqa: F401  (they register what recipes may name)
 from modnet.recipe.checks import check_stage
 from modnet.recipe.document import Document, read
 from modnet.recipe.explain import explain

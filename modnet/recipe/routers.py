@@ -30,6 +30,8 @@ class RouterParams(Params):
     switch: NonNegativeFloat = 0.0
     z: NonNegativeFloat = 0.0
     mutual_information: NonNegativeFloat = 0.0
+    concentration: NonNegativeFloat = 0.0  # the contrary: few experts for all, so that others can be pruned
+    balance_scope: Literal["local", "global"] = "local"  # global: losses see the whole batch, and that of all processes
 
     def learns(self, top_k: int) -> bool:
         """Whether the task's gradient reaches the router."""
@@ -48,6 +50,7 @@ class RenormalisedTopK(SoftmaxTopK):
 
     learns_from_one: ClassVar[bool] = False
     name: str = "renormalised"
+    scale: PositiveFloat = 1.0  # what the weights add up to
 
 
 class TopKSoftmax(RouterParams):
@@ -56,6 +59,7 @@ class TopKSoftmax(RouterParams):
     learns_from_one: ClassVar[bool] = False
     name: str = "top-k-softmax"
     bias: bool = True
+    scale: PositiveFloat = 1.0  # what the weights add up to
 
 
 class NoisyTopK(RouterParams):
@@ -75,9 +79,47 @@ class ExpertChoice(RouterParams):
     noise: NonNegativeFloat = 0.0
 
 
-for _params in (SoftmaxTopK, RenormalisedTopK, TopKSoftmax, NoisyTopK, ExpertChoice):
+class SampledTopK(SoftmaxTopK):
+    """As softmax-top-k; while training, ``sampled`` of the K are drawn by their probabilities (ModuleFormer)."""
+
+    name: str = "sampled-top-k"
+    sampled: PositiveInt = 1
+
+
+class AveragedKeys(RouterParams):
+    """avg-k of EMoE: an expert's score is the mean of its keys times the token; no parameters, every weight is 1."""
+
+    name: str = "avg-k"
+    noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
+    quirk_load: bool = False  # the reference's load loss, which takes a threshold of logits from probabilities
+
+
+class Cosine(RouterParams):
+    """Cosine of projected token and expert, at a learned temperature; softmax, top K, renormalised (GMoE, EMoE-learn).
+
+    With top_k 1 the weight stays the probability, or no gradient of the task would reach the router.
+    """
+
+    name: str = "cosine"
+    bias: bool = True  # of the projection
+    hidden: PositiveInt = 256
+    noise: NonNegativeFloat = 0.0
+    quirk_load: bool = False
+
+
+for _params in (
+    SoftmaxTopK,
+    RenormalisedTopK,
+    TopKSoftmax,
+    NoisyTopK,
+    ExpertChoice,
+    SampledTopK,
+    AveragedKeys,
+    Cosine,
+):
     _key = _params.model_fields["name"].default
-    ROUTERS.register(_key, _params, f"modnet.layers.routers:{_params.__name__}Gate")
+    _file = "emoe" if _params in (AveragedKeys, Cosine) else "routers"
+    ROUTERS.register(_key, _params, f"modnet.layers.{_file}:{_params.__name__}Gate")
 ROUTERS.preset(
     "vmoe",
     "softmax-top-k",
@@ -90,7 +132,36 @@ ROUTERS.preset(
     importance=0.005,
     load=0.005,
 )
+ROUTERS.tag(
+    "avg-k",
+    "published",
+    about="avg-k as EMoE trains it: noise, capacity 1.5, batch priority, both losses with the reference's load",
+    noise=1.0,
+    capacity=1.5,
+    order="batch-priority",
+    importance=0.005,
+    load=0.005,
+    quirk_load=True,
+)
 ROUTERS.preset("switch", "softmax-top-k", about="for top_k 1: Switch's balance loss and z-loss", switch=0.01, z=0.001)
+
+
+class PerceptronTopK(SoftmaxTopK):
+    """A perceptron, softmax over all experts, then the top K of it (ModuleFormer)."""
+
+    name: str = "perceptron"
+    hidden: PositiveInt = 64
+    silent: NonNegativeInt = 0  # rows of experts that were pruned, which stay in the softmax
+
+
+class CentroidTopK(PerceptronTopK):
+    """Cosine of a projected token and each expert's direction, softmax, then the top K of it (ModuleFormer's gmm)."""
+
+    name: str = "centroids"
+
+
+ROUTERS.register("perceptron", PerceptronTopK, "modnet.layers.perceptron_router:PerceptronTopKGate")
+ROUTERS.register("centroids", CentroidTopK, "modnet.layers.perceptron_router:CentroidTopKGate")
 
 Router = Annotated[SerializeAsAny[Params], BeforeValidator(ROUTERS.read), Choice(ROUTERS)]
 NO_GRADIENT = (

@@ -17,7 +17,7 @@ from modnet.recipe.explain import explain, reason
 from modnet.recipe.fields import Choice, NoDefault, attribute_of, keys, marker
 from modnet.recipe.problems import Path, either
 from modnet.recipe.sources import Source
-from modnet.recipe.stages import DISTILLERS, Stage, stage_class
+from modnet.recipe.stages import DISTILLERS, ROUTES, Stage, route_class, stage_class
 from modnet.registry import DATA, MODELS, VERBS, Params, Registry, UnknownName, nearest
 
 SECTIONS = ("name", "seed", "plugins", "data", "models", "defaults", "stages", "smoke")
@@ -61,7 +61,7 @@ def _unknown_sections(document: Document) -> None:
 
 
 def _stage_classes() -> list[type[Params]]:
-    return [*(VERBS.get(verb).params for verb in VERBS.names()), *DISTILLERS.values()]
+    return [*(VERBS.get(verb).params for verb in VERBS.names()), *DISTILLERS.values(), *map(route_class, ROUTES)]
 
 
 def _section(document: Document, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
+import importlib
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -207,11 +208,12 @@ class Assemble(TrainingStage):
     replay: Replay = None
 
 
-class Route(Stage):
-    """Sparse routing; no routing method is installed yet."""
+class Route(TrainingStage):
+    """Routing between modules or networks, by its method."""
 
+    gives: ClassVar[Gives] = "network"
     run: Literal["route"] = "route"
-    model: ModelRef
+    method: str
 
 
 class FewShot(Params):
@@ -245,6 +247,15 @@ class Evaluate(Stage):
 
 
 DISTILLERS: dict[str, type[Distill]] = {"m2mkd": M2mkd, "kd": HintonKD, "features": Features, "align": Align}
+ROUTES = {  # imported when a recipe names one
+    "upcycle": "modnet.recipe.routing:Upcycle",
+    "split": "modnet.recipe.routing:Split",
+    "confidence": "modnet.recipe.confidence:Confidence",
+    "concentrate": "modnet.recipe.experts:Concentrate",
+    "prune": "modnet.recipe.experts:Prune",
+    "grow": "modnet.recipe.experts:Grow",
+    "lora": "modnet.recipe.lora:Lora",
+}
 
 VERBS.register("train", Train, "modnet.methods.supervised:Supervised")
 VERBS.register("incubate", Incubate, "modnet.methods.incubation:Incubation")
@@ -257,9 +268,20 @@ VERBS.register("evaluate", Evaluate, "modnet.methods.evaluation:Evaluation")
 def stage_class(values: dict[str, Any]) -> type[Stage]:
     """The typed class of a stage written as a mapping; raises UnknownName for a verb or method that is not there."""
     entry = VERBS.get(str(values.get("run")))
+    if entry.params is Route:
+        return route_class(str(values.get("method")))
     if entry.params is not Distill:
         return entry.params  # type: ignore[return-value]
     method = values.get("method", "m2mkd")
     if method not in DISTILLERS:
         raise UnknownName("distillation method", str(method), list(DISTILLERS))
     return DISTILLERS[method]
+
+
+def route_class(method: str) -> type[Route]:
+    """The typed class of a routing method; raises UnknownName."""
+    if method not in ROUTES:
+        raise UnknownName("routing method", method, list(ROUTES))
+    module, _, name = ROUTES[method].partition(":")
+    found: type[Route] = getattr(importlib.import_module(module), name)
+    return found

@@ -40,8 +40,16 @@ def seconds(value: Interval) -> str:
     return f"{value['mean']:.0f} s" if value["mean"] < 600 else f"{value['mean'] / 60:.0f} min"
 
 
+def bits(value: Interval) -> str:
+    """Mean bits a byte, with the 95 % half width if there are several seeds."""
+    half = value["half_width"]
+    return f"{value['mean']:.4f}" + (f" ± {half:.4f}" if half is not None else "")
+
+
 COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     # metric, heading, form, how wide the terminal must be to show it
+    ("val_bits_per_byte", "val\nbits/byte", bits, 90),
+    ("bits_per_byte", "test\nbits/byte", bits, 0),
     ("before", "before\nfine-tuning", percent, 0),
     ("val_top1", "val\ntop-1 %", percent, 90),
     ("top1", "test\ntop-1 %", percent, 0),
@@ -52,7 +60,10 @@ COLUMNS: tuple[tuple[str, str, Callable[[Interval], str], int], ...] = (
     ("nll", "NLL", lambda v: f"{v['mean']:.3f}", 120),
     ("ece", "ECE", lambda v: f"{v['mean']:.3f}", 120),
     ("parameters", "params", count, 0),
+    ("active_parameters", "active\nparams", count, 0),
     ("macs", "MACs", count, 0),
+    ("strong_share", "asks strong\n%", percent, 0),
+    ("macs_share", "of strong's\nMACs, %", percent, 0),
     ("images_per_second", "images\na second", count, 120),
     ("seconds", "seconds", seconds, 0),
     ("seconds_all", "with\nteacher", seconds, 100),

@@ -74,7 +74,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "smoke/kd", "--teacher", "vit-s"], "models.teacher.name=vit-s"),
         (["distill", "--teacher", "vit-x"], "no model is called 'vit-x'"),
         (["eval", "smoke/kd", "--on", "digits-r"], "stages.NAME.on=[SUITE]"),
-        (["route", "smoke/kd"], "no routing method is installed yet"),
+        (["route", "smoke/kd"], "has no stage with run: route"),
         (["ls", "modles"], "did you mean 'models'"),
         (["ls", "models", "xyz*"], "no models match"),
         (["show", "nothing"], "there is no recipe 'nothing'"),

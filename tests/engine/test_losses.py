@@ -89,3 +89,13 @@ def test_alpha_is_the_teachers_weight() -> None:
     assert blend(one, two, 0).item() == 1
     assert blend(one, two, 1).item() == 2
     assert blend(one, two, 0.25).item() == pytest.approx(1.25)
+
+
+def test_every_position_of_a_text_counts_as_a_sample() -> None:
+    torch.manual_seed(0)
+    logits, labels, teacher = torch.randn(2, 5, 7), torch.randint(7, (2, 5)), torch.randn(2, 5, 7)
+    text = Batch(torch.zeros(2, 5), labels, torch.arange(2))
+    flat = Batch(torch.zeros(10), labels.flatten(), torch.arange(10))
+    torch.testing.assert_close(base_loss(text, logits, 0.1), base_loss(flat, logits.flatten(0, 1), 0.1))
+    expected = kd_term(logits.flatten(0, 1), teacher.flatten(0, 1), 2.0, "soft", "batchmean")
+    torch.testing.assert_close(kd_term(logits, teacher, 2.0, "soft", "batchmean"), expected)

@@ -282,6 +282,8 @@ def test_bf16_runs_and_is_said(tmp_path: Path) -> None:
 
 def test_better_prefers_the_earlier_and_numbers() -> None:
     assert better({"top1": 1.0}, "top1", None)
+    assert better({"bits_per_byte": 2.0}, "bits_per_byte", Best(1, 2.1, {}))
+    assert not better({"bits_per_byte": 2.1}, "bits_per_byte", Best(1, 2.1, {}))
     assert not better({"top1": 1.0}, "top1", Best(1, 1.0, {}))
     assert better({"top1": 1.0}, "top1", Best(1, float("nan"), {}))
     assert not better({"top1": float("nan")}, "top1", Best(1, 1.0, {}))

@@ -1,0 +1,87 @@
+"""The routers of EMoE (arXiv 2310.10908): by the mean of an expert's keys, and by a learned cosine."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modnet.layers import balance
+from modnet.layers.initialise import initialise_linear
+from modnet.layers.routers import Choice, Gate, SoftmaxTopKGate, normalised
+from modnet.recipe.routers import AveragedKeys, Cosine
+
+HOTTEST = math.log(100)  # the largest logarithm of the cosine's scale
+
+
+class EMoEGate(SoftmaxTopKGate):
+    """Losses as EMoE's copy of tutel has them: unbiased variance, and its load loss by ``quirk_load``."""
+
+    params: AveragedKeys | Cosine  # type: ignore[assignment]
+
+    def importance(self, choice: Choice) -> Tensor:
+        """Of the probabilities without noise."""
+        return balance.importance(choice.probs, unbiased=True, across=self.across)
+
+    def load(self, choice: Choice) -> Tensor | None:
+        """V-MoE's with unbiased variance; None where there is no noise."""
+        if isinstance(choice.std, Tensor) or not choice.std:
+            return None
+        clean = choice.probs if self.params.quirk_load else choice.logits
+        return balance.load(clean, choice.noisy, choice.std, self.top_k, True, self.across)
+
+
+class AveragedKeysGate(EMoEGate):
+    """avg-k: the mean over an expert's hidden units of token · key, without bias; the best K, each with weight 1.
+
+    It has no parameters: the rows follow the experts' own keys, and no gradient goes to these through the scores.
+    """
+
+    by_keys = True
+    params: AveragedKeys
+
+    def __init__(self, width: int, experts: int, top_k: int, params: AveragedKeys) -> None:
+        nn.Module.__init__(self)
+        self.params, self.top_k = params, top_k
+
+    def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        assert keys is not None
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return F.linear(x.to(dtype), keys.detach().to(dtype).mean(1))
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        indices = noisy.topk(self.top_k, dim=-1).indices
+        return Choice(logits, noisy, indices, torch.ones_like(logits[..., : self.top_k]), std)
+
+    def tie(self, run: int) -> None:
+        """Experts whose keys are equal score alike by themselves; others cannot be made to."""
+        raise NotImplementedError("avg-k scores by the experts' own keys")
+
+
+class CosineGate(EMoEGate):
+    """Cosine of the projected token and the expert's vector, times exp(temperature), at most 100."""
+
+    params: Cosine
+
+    def __init__(self, width: int, experts: int, top_k: int, params: Cosine) -> None:
+        nn.Module.__init__(self)
+        self.params, self.top_k = params, top_k
+        self.project = nn.Linear(width, params.hidden, bias=params.bias)
+        initialise_linear(self.project)
+        self.vectors = nn.Parameter(torch.randn(experts, params.hidden) * 0.01)
+        self.temperature = nn.Parameter(torch.tensor([math.log(2)]))
+
+    def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        projected = F.normalize(Gate.logits(x, self.project), dim=-1)
+        vectors = F.normalize(self.vectors.to(projected.dtype), dim=-1)
+        return F.linear(projected, vectors) * self.temperature.clamp(max=HOTTEST).exp()
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        weights, indices = noisy.softmax(-1).topk(self.top_k, dim=-1)
+        return Choice(logits, noisy, indices, normalised(weights) if self.top_k > 1 else weights, std)
+
+    @torch.no_grad()
+    def tie(self, run: int) -> None:
+        self.vectors.copy_(self.vectors[::run].repeat_interleave(run, 0))

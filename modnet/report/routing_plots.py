@@ -1,0 +1,206 @@
+"""Pictures of what routers do (matplotlib)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from modnet.evaluation.routing import LayerRouting, Observed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, QUIET = "#333333", "#999999"
+COLOURS = (
+    "#4477aa", "#ee7733", "#228833", "#cc3377", "#ddcc33", "#33bbee", "#aa5500", "#9966cc",
+    "#99cc66", "#000080", "#ff99bb", "#006655", "#bb2222", "#77ddcc", "#eebb99", "#552266",
+)  # fmt: skip
+"""No greys, which dark and light patches are."""
+Layers = Mapping[int, LayerRouting]
+
+
+def pictures(seen: Observed, classes: Sequence[str]) -> dict[str, Figure]:
+    """All pictures of a network's routing, by name."""
+    layers = seen.layers
+    found = {
+        "load": load(layers),
+        "classes": by_class(layers, classes),
+        "entropy": entropies(layers),
+        "together": together(layers),
+    }
+    if all(layer.patches is not None for layer in layers.values()):
+        found["patches"] = patches(seen, classes)
+    return found
+
+
+def _figure(width: float, height: float, title: str, **grid: Any) -> tuple[Figure, np.ndarray]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure, figure.subplots(squeeze=False, **grid)
+
+
+def _plain(axes: Any) -> None:
+    """Take away the frame, which says nothing."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+
+
+def load(layers: Layers) -> Figure:
+    """The share of choices that each expert gets, a panel for each layer, against an even share."""
+    width = max(3.2, 0.28 * max(layer.experts for layer in layers.values()))
+    figure, axes = _figure(
+        width * len(layers), 2.8, "Load: share of tokens' choices by expert", ncols=len(layers), sharey=True
+    )
+    for axis, layer in zip(axes[0], layers.values(), strict=True):
+        numbers = layer.numbers()
+        axis.bar(range(layer.experts), 100 * layer.load, color="#4477aa", width=0.8)
+        axis.axhline(100 / layer.experts, color="#cc6677", linewidth=1, linestyle="--", label="even share")
+        axis.set_title(f"block {layer.block}: CV {numbers['load_cv']:.2f}, {numbers['dead']:.0f} unused", fontsize=9)
+        axis.set_xlabel("expert", fontsize=8)
+        axis.set_xticks(range(0, layer.experts, max(1, layer.experts // 8)))
+        _plain(axis)
+    axes[0, 0].set_ylabel("%", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=8, frameon=False)
+    return figure
+
+
+def by_class(layers: Layers, classes: Sequence[str]) -> Figure:
+    """Of each class, the share of choices that goes to each expert; the title says how much that tells."""
+    width = max(3.6, 0.32 * max(layer.experts for layer in layers.values()) + 1.2)
+    figure, axes = _figure(
+        width * len(layers),
+        1.2 + 0.26 * max(6, min(len(classes), 40)),
+        "Which experts a class's tokens choose",
+        ncols=len(layers),
+        sharey=True,
+    )
+    tables = [layer.by_class() for layer in layers.values()]
+    shares = [100 * table / table.sum(1, keepdim=True).clamp(min=1) for table in tables]
+    most = max(float(share.max()) for share in shares)
+    for axis, layer, share in zip(axes[0], layers.values(), shares, strict=True):
+        shown = axis.imshow(share, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        numbers = layer.numbers()
+        axis.set_title(
+            f"block {layer.block}: information {numbers['class_mi']:.3f} nats\n"
+            f"(by chance {numbers['class_mi_chance']:.3f}, at most {math.log(min(layer.experts, len(classes))):.2f})",
+            fontsize=8,
+        )
+        axis.set_xlabel("expert", fontsize=8)
+        axis.set_xticks(range(0, layer.experts, max(1, layer.experts // 8)))
+        axis.tick_params(labelsize=8, colors=INK)
+    if len(classes) <= 40:
+        axes[0, 0].set_yticks(range(len(classes)), labels=list(classes))
+    figure.colorbar(shown, ax=list(axes[0]), label="% of the class's choices", shrink=0.8)
+    return figure
+
+
+def entropies(layers: Layers) -> Figure:
+    """How sure routers are of a token, how evenly they use experts overall, and what is dropped."""
+    figure, axes = _figure(7.5, 2.8, "Routing entropy and dropped choices", ncols=2, width_ratios=(2, 1))
+    at = np.arange(len(layers))
+    numbers = [layer.numbers() for layer in layers.values()]
+    names = [f"block {layer.block}" for layer in layers.values()]
+    for shift, key, label, colour in (
+        (-0.2, "token_entropy", "of a token", "#4477aa"),
+        (0.2, "marginal_entropy", "of all tokens together", "#ddaa33"),
+    ):
+        axes[0, 0].bar(at + shift, [found[key] for found in numbers], 0.38, label=label, color=colour)
+    axes[0, 0].set_ylim(0, 1.25)
+    axes[0, 0].set_yticks((0, 0.5, 1))
+    axes[0, 0].set_ylabel("share of ln E", fontsize=8)
+    axes[0, 0].legend(fontsize=8, frameon=False, ncols=2, loc="upper center")
+    axes[0, 1].bar(at, [100 * found["dropped"] for found in numbers], 0.5, color="#cc6677")
+    axes[0, 1].set_ylabel("dropped choices, %", fontsize=8)
+    axes[0, 1].set_ylim(0, max(1.0, *(110 * found["dropped"] for found in numbers)))
+    if not any(found["dropped"] for found in numbers):
+        axes[0, 1].text(0.5, 0.5, "none", transform=axes[0, 1].transAxes, ha="center", fontsize=9, color=QUIET)
+    for axis in axes[0]:
+        axis.set_xticks(at, labels=names)
+        axis.set_xlim(-0.6, len(layers) - 0.4)
+        _plain(axis)
+    return figure
+
+
+def together(layers: Layers) -> Figure:
+    """Of the tokens that choose one expert, the share that chooses another as well."""
+    figure, axes = _figure(3.4 * len(layers) + 0.6, 3.4, "Experts that are chosen together", ncols=len(layers))
+    for axis, layer in zip(axes[0], layers.values(), strict=True):
+        alone = layer.together.diagonal().clamp(min=1)
+        share = 100 * layer.together / alone[:, None]
+        share.fill_diagonal_(torch.nan)
+        shown = axis.imshow(share, cmap="Purples", vmin=0, vmax=100, interpolation="nearest")
+        axis.set_title(f"block {layer.block}: {layer.top_k} of {layer.experts}", fontsize=9)
+        ticks = range(0, layer.experts, max(1, layer.experts // 8))
+        axis.set_xticks(ticks)
+        axis.set_yticks(ticks)
+        axis.set_xlabel("also this expert", fontsize=8)
+        axis.tick_params(labelsize=8, colors=INK)
+    axes[0, 0].set_ylabel("of the tokens of expert", fontsize=8)
+    figure.colorbar(shown, ax=list(axes[0]), label="%", shrink=0.8)
+    return figure
+
+
+def patches(seen: Observed, classes: Sequence[str]) -> Figure:
+    """Images, and below each the first expert of every patch, a colour for each expert."""
+    layers, images, labels = seen.layers, seen.images, seen.labels.tolist()
+    count, rows = min(len(images), 20), 1 + len(layers)
+    figure, axes = _figure(
+        0.95 * count + 0.8, 1.05 * rows + 0.5, "First expert of every patch", nrows=rows, ncols=count
+    )
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    for column in range(count):
+        image = pixels[column] if pixels.shape[-1] == 3 else pixels[column][..., 0]
+        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(_short(classes[labels[column]]), fontsize=7, color=INK)
+        for row, layer in enumerate(layers.values(), start=1):
+            assert layer.patches is not None
+            coloured = expert_colours(layer.experts)[layer.patches[column].numpy()]
+            axes[row, column].imshow(_over(coloured, image), interpolation="nearest")
+    for row, layer in enumerate(layers.values(), start=1):
+        axes[row, 0].set_ylabel(f"block {layer.block}", fontsize=8, color=INK)
+    _legend(figure, max(layer.experts for layer in layers.values()))
+    for axis in axes.flat:
+        axis.set_xticks(())
+        axis.set_yticks(())
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def _legend(figure: Figure, experts: int) -> None:
+    """The experts' colours, where they are few enough to be told apart."""
+    from matplotlib.patches import Patch
+
+    if experts <= len(COLOURS):
+        handles = [Patch(color=colour, label=f"{e}") for e, colour in enumerate(expert_colours(experts))]
+        figure.legend(handles=handles, title="expert", loc="outside right center", fontsize=7, title_fontsize=8,
+                      frameon=False, handlelength=1)  # fmt: skip
+
+
+def _over(coloured: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Patch colours (h, w, 3) as large as the image, darkened where it is dark so that its shape shows."""
+    light = (image if image.ndim == 2 else image.mean(-1)) / 255
+    down, across = light.shape[0] // coloured.shape[0], light.shape[1] // coloured.shape[1]
+    large = coloured.repeat(down, 0).repeat(across, 1)
+    mixed: np.ndarray = large * (0.55 + 0.45 * light[: large.shape[0], : large.shape[1], None])
+    return mixed
+
+
+def expert_colours(count: int) -> np.ndarray:
+    """A colour (count, 3) for every expert, as different as so many can be."""
+    import matplotlib as mpl
+
+    if count <= len(COLOURS):
+        return np.asarray([mpl.colors.to_rgb(colour) for colour in COLOURS[:count]])
+    return np.asarray(mpl.colormaps["hsv"](np.linspace(0, 1, count, endpoint=False)))[:, :3]
+
+
+def _short(name: str, most: int = 11) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
