@@ -18,7 +18,7 @@ from modnet.engine.choices import choose, describe
 from modnet.engine.job import Job
 from modnet.engine.loggers import LOG, merge_logs, own_log
 from modnet.engine.outcome import Outcome
-from modnet.engine.ranks import ALONE, Team, World, join, local_device, other_process, sharing
+from modnet.engine.ranks import ALONE, Dealt, Team, World, join, local_device, other_process, sharing
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
 from modnet.engine.trials import dtype_trial
@@ -253,7 +253,8 @@ def trained(session: Session, name: str, method: Method, folder: Path) -> list[O
         if not known:
             session.console.print(f"  {name}: {describe(choices, known, session.device)}", highlight=False)
     world.team.wait()
-    mine = world.deal(method.job_costs())
+    costs = method.job_costs()
+    mine = Dealt(list(range(len(jobs))), world.team) if costs is None else world.deal(costs)
     outcomes = {}
     for number in mine.jobs:
         reporter = job_reporter(session, name, method, folder, jobs, number, mine.team)

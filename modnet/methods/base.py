@@ -174,9 +174,9 @@ class Method:
         """The training runs of this stage, in order; each resumes by itself."""
         raise NotImplementedError
 
-    def job_costs(self) -> list[float]:
-        """What each job costs beside the others, by which jobs are dealt to processes."""
-        return [1.0]
+    def job_costs(self) -> list[float] | None:
+        """What each job costs beside the others, by which jobs are dealt to processes; None: all share every job."""
+        return None
 
     def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """What goes into the store once the jobs are done; ``metrics`` on val by track, of the weights selected."""
