@@ -4,4 +4,5 @@ import sys
 
 from modnet.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that modnet starts import this file
+    sys.exit(main())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,21 @@ from rich.console import Console
 from modnet import data
 from modnet.chain import Chain
 from modnet.engine.artifacts import load_chain, save_chain
+from modnet.engine.choices import choose, describe
+from modnet.engine.job import Job
+from modnet.engine.loggers import LOG, merge_logs, own_log
+from modnet.engine.outcome import Outcome
+from modnet.engine.ranks import ALONE, Dealt, Team, World, join, local_device, other_process, sharing
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
+from modnet.engine.trials import dtype_trial
 from modnet.errors import RequestError
-from modnet.evaluation.cost import cost
 from modnet.evaluation.summary import summarise
 from modnet.methods.base import NETWORK, Inputs, Method
 from modnet.methods.costs import ancestors
 from modnet.recipe import Recipe, inputs_of, load_recipe, resolve_suite, stage_keys
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
-from modnet.registry import MODELS, VERBS
+from modnet.registry import VERBS
 from modnet.store import RunFolder, Store, atomic_write_json, read_json
 
 DEFAULT_RUNS = Path("runs")
@@ -38,13 +44,14 @@ class Session:
     folder: RunFolder
     console: Console
     device: torch.device
+    world: World = ALONE
     threads: int = field(default_factory=torch.get_num_threads)
     told: set[str] = field(default_factory=set)
 
     @property
     def inputs(self) -> Inputs:
         """What stages read from."""
-        return Inputs(self.recipe, self.store, self.keys, self.say, self.device)
+        return Inputs(self.recipe, self.store, self.keys, self.say, self.device, world=self.world)
 
     def say(self, text: str) -> None:
         """Print a message below the stage that it is about."""
@@ -67,13 +74,17 @@ def run(
     Gives the summary: ``{"rows": {stage: {metric: {"values", "mean", "half_width"}}}, …}``. A stage whose key is in
     the store is not trained again. ``folder`` names the run's folder. Raises UserError with one readable paragraph.
     """
-    console = console or Console()
+    console = console or Console(quiet=other_process())
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))
     if threads is not None:
         torch.set_num_threads(threads)
+    place = pick_device(local_device(device))
+    world = join(place)
+    if world.size > 1:
+        console.print(world.describe(), highlight=False)
     results = {}
     for seed in seeds if seeds is not None else [recipe.seed]:
-        session = open_session(recipe.with_seed(seed), runs, console, device)
+        session = open_session(recipe.with_seed(seed), runs, console, str(place), world)
         wanted = stages_for(session.recipe, verb)
         announce(session, wanted)
         if not dry_run:
@@ -81,7 +92,7 @@ def run(
     if dry_run:
         return {}
     summary = summarise({seed: rows for seed, rows in results.items() if rows}, pinned=recipe.pinned())
-    if summary["rows"]:
+    if summary["rows"] and world.team.leads:
         write_summary(session.folder.path.parent / "summary.json", summary)
     return {**summary, "folder": str(session.folder.path if len(results) == 1 else session.folder.path.parent)}
 
@@ -93,7 +104,9 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     atomic_write_json(path, summary)
 
 
-def open_session(recipe: Recipe, runs: Path, console: Console, device: str | None = None) -> Session:
+def open_session(
+    recipe: Recipe, runs: Path, console: Console, device: str | None = None, world: World = ALONE
+) -> Session:
     """Keys, store and run folder of one seed of a recipe; ``device`` None is the GPU if there is one."""
     keys = stage_keys(recipe, fingerprints(recipe))
     return Session(
@@ -103,6 +116,7 @@ def open_session(recipe: Recipe, runs: Path, console: Console, device: str | Non
         RunFolder(runs, recipe.name, recipe.seed),
         console,
         pick_device(device),
+        world,
     )
 
 
@@ -155,18 +169,21 @@ def announce(session: Session, wanted: list[str]) -> None:
 def bring_up_to_date(session: Session, wanted: list[str]) -> dict[str, Any]:
     """Run what is not done, link every stage into the run folder, and give the evaluated rows."""
     recipe, keys = session.recipe, session.keys
-    session.folder.begin(recipe.to_yaml(), {"recipe": recipe.name, "seed": recipe.seed, "keys": keys})
+    team = session.world.team
+    if team.leads:
+        session.folder.begin(recipe.to_yaml(), {"recipe": recipe.name, "seed": recipe.seed, "keys": keys})
     rows: dict[str, Any] = {}
     with session.store as store:
         for name in wanted:
             stage, key = recipe.stages[name], keys[name]
-            if not store.is_done(key):
+            if not team.told(store.is_done(key)):
                 run_stage(session, name, stage)
-            session.folder.link(name, key)
+            if team.leads:
+                session.folder.link(name, key)
             if isinstance(stage, Evaluate):
                 for of, row in named_rows(stage, store.result(key)["rows"]).items():
                     rows[of] = rows.get(of, {}) | row
-    if rows:
+    if rows and team.leads:
         session.folder.write_results(rows)
     return rows
 
@@ -181,31 +198,32 @@ def named_rows(stage: Evaluate, rows: list[dict[str, Any]]) -> dict[str, dict[st
 
 
 def run_stage(session: Session, name: str, stage: Stage) -> None:
-    """Run one stage to its end and put what it leaves into the store."""
-    store, key = session.store, session.keys[name]
+    """Run one stage to its end and put what it leaves into the store; the first process alone writes there."""
+    store, key, team = session.store, session.keys[name], session.world.team
     inputs = {earlier: session.keys[earlier] for earlier in inputs_of(stage, session.recipe)}
-    folder = store.begin(key, {**session.recipe.manifest(name), "inputs": inputs})
-    if store.is_done(key):  # another process finished it while this one waited
+    folder = store.folder(key)
+    if team.leads:
+        store.begin(key, {**session.recipe.manifest(name), "inputs": inputs})
+    if team.told(store.is_done(key)):  # another process finished it while this one waited
         store.release(key)
         return
     torch.set_num_threads(session.threads)  # an earlier stage may have gone on with those of its first start
-    method = VERBS.get(stage.run).resolve()(stage, session.inputs)
+    method = VERBS.get(stage.run).resolve()(stage, replace(session.inputs, home=folder))
     if isinstance(stage, Evaluate):
-        result: dict[str, Any] = {"rows": method.rows()}
+        with sharing(team):
+            result: dict[str, Any] = {"rows": method.rows()}
     else:
         result = learn(session, name, method, folder)
-    store.finish(key, result)
+    if team.leads:
+        store.finish(key, result)
+    team.wait()
 
 
 def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str, Any]:
-    """Train a stage's jobs one after another, save its chains, and give its result."""
-    outcomes = []
-    jobs = method.jobs()
-    for job in jobs:
-        title = name if len(jobs) == 1 else f"{name}/{job.name}"
-        dataset = method.dataset
-        reporter = Reporter(folder, title, session.console, mean=dataset.mean, std=dataset.std, told=session.told)
-        outcomes.append(train(job, folder, reporter))
+    """Train a stage's jobs, dealt to the processes there are, save its chains, and give its result."""
+    outcomes = trained(session, name, method, folder)
+    if not session.world.team.leads:
+        return {}
     metrics = {track: found for outcome in outcomes for track, found in outcome.metrics.items()}
     kept = method.keep(metrics)
     for chain_name, chain in kept.chains.items():
@@ -217,6 +235,7 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     session.console.print(f"  [green]{name}[/green]: {measured} {scores} % after {seconds:.0f} s", highlight=False)
     return {
         **kept.facts,
+        **method.facts,
         "seconds": seconds,
         "epochs": method.stage.epochs,
         "images": images,
@@ -225,38 +244,41 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     }
 
 
-def plan(recipe: Recipe, *, runs: Path = DEFAULT_RUNS) -> list[dict[str, Any]]:
-    """A row for every stage: whether it is done, what it reads, its epochs, and the model that it builds.
+def trained(session: Session, name: str, method: Method, folder: Path) -> list[Outcome]:
+    """The outcome of every job, in order; in a process other than the first only of its own."""
+    jobs, world = method.jobs(), session.world
+    if world.size > 1 and world.team.leads:  # before others look for them
+        trial = lambda: dtype_trial(jobs[0], session.device)  # noqa: E731
+        choices, known = choose(folder, method.stage, session.device, trial)
+        if not known:
+            session.console.print(f"  {name}: {describe(choices, known, session.device)}", highlight=False)
+    world.team.wait()
+    costs = method.job_costs()
+    mine = Dealt(list(range(len(jobs))), world.team) if costs is None else world.deal(costs)
+    outcomes = {}
+    for number in mine.jobs:
+        reporter = job_reporter(session, name, method, folder, jobs, number, mine.team)
+        outcomes[number] = train(jobs[number], folder, reporter, mine.team)
+    world.team.wait()
+    if world.team.leads:
+        merge_logs(folder)
+        for number in set(range(len(jobs))) - outcomes.keys():  # finished by others: only read
+            outcomes[number] = train(jobs[number], folder, Reporter(folder, name, tensorboard=False))
+    return [outcomes[number] for number in sorted(outcomes)]
 
-    Parameters and multiply-adds (MACs) of one image are counted without weights and without reading images.
-    """
-    session = open_session(recipe, runs, Console(quiet=True))
-    rows = []
-    for name, stage in recipe.stages.items():
-        model = getattr(stage, "model", None) or getattr(stage, "student", None)
-        rows.append(
-            {
-                "stage": name,
-                "verb": stage.run,
-                "state": "done" if session.store.is_done(session.keys[name]) else "to do",
-                "reads": " ".join(inputs_of(stage, recipe)),
-                "epochs": getattr(stage, "epochs", None),
-                **(model_size(recipe, model, stage.data) if model and isinstance(stage, TrainingStage) else {}),
-            }
-        )
-    return rows
 
-
-def model_size(recipe: Recipe, model: str, source: str) -> dict[str, Any]:
-    """Parameters and MACs of a model for the images of a data source."""
-    port, classes = data.port_of(recipe.data[source])
-    params = recipe.models[model]
-    if "pretrained" in type(params).model_fields:
-        params = params.changed(pretrained=False, weights=None)  # sizes need no weights
-    with torch.device("meta"):
-        chain = MODELS.get(str(params.name)).resolve()(params, port, classes)  # type: ignore[attr-defined]
-    counted = cost(chain, port)
-    return {"model": model, "parameters": counted.parameters, "MACs": counted.macs}
+def job_reporter(
+    session: Session, name: str, method: Method, folder: Path, jobs: list[Job], number: int, team: Team
+) -> Reporter:
+    """Where a job reports to; jobs of several processes write logs of their own, which are merged at the end."""
+    job, dataset = jobs[number], method.dataset
+    if not team.leads:
+        return Reporter(folder, name, tensorboard=False, log=os.devnull)
+    title = name if len(jobs) == 1 else f"{name}/{job.name}"
+    own = own_log(job.name)
+    apart = len(jobs) > 1 and (session.world.size > 1 or (folder / own).exists())
+    log, look = own if apart else LOG, (dataset.mean, dataset.std)
+    return Reporter(folder, title, session.console, mean=look[0], std=look[1], told=session.told, log=log)
 
 
 def load(path: str | Path, stage: str | None = None) -> Chain:
@@ -278,9 +300,36 @@ def load(path: str | Path, stage: str | None = None) -> Chain:
     return load_chain(folder, NETWORK).eval()
 
 
+def data_of(path: str | Path, stage: str | None = None) -> data.Dataset:
+    """The data that a network of a run was trained on last; raises RequestError as :func:`load` does."""
+    recipe, there = load_recipe(str(Path(path) / "recipe.yaml")), networks(Path(path))
+    found = recipe.stages[stage or there[0]]
+    assert isinstance(found, TrainingStage)
+    return data.load(recipe.data[found.data])
+
+
+def load_modules(path: str | Path, stage: str) -> list[Chain]:
+    """The modules that an incubation or distillation stage of a run trained, in order, in eval mode.
+
+    Raises RequestError if the stage has left none.
+    """
+    folder = Path(path) / "stages" / stage
+    names = sorted(folder.glob("module*.json"), key=lambda file: int(file.stem.removeprefix("module")))
+    if not names:
+        there = sorted({file.parent.name for file in Path(path).glob("stages/*/module0.json")})
+        raise RequestError(f"{folder} has no modules; stages with modules: {', '.join(there) or 'none'}")
+    return [load_chain(folder, file.stem).eval() for file in names]
+
+
 def networks(run_folder: Path) -> list[str]:
     """The stages of a run that hold a trained network."""
     return sorted(path.parent.name for path in run_folder.glob(f"stages/*/{NETWORK}.json"))
+
+
+def by_source(recipe: Recipe) -> Recipe:
+    """The recipe with its data also under their sources' own names, so that ``tiny-imagenet-r`` is read as they are."""
+    own = {source.name: source for source in reversed(list(recipe.data.values()))}
+    return replace(recipe, data={**own, **recipe.data})
 
 
 def evaluate_run(
@@ -296,8 +345,9 @@ def evaluate_run(
     ``of`` defaults to the stages that the recipe evaluates, or to every network of the run; ``on`` to what the recipe
     evaluates on.
     """
-    folder, console = Path(path), console or Console()
-    recipe = load_recipe(str(folder / "recipe.yaml"))
+    folder, console = Path(path), console or Console(quiet=other_process())
+    inputs = inputs_of_run(folder, device, console)
+    recipe = inputs.recipe
     stated = next((s for s in recipe.stages.values() if isinstance(s, Evaluate)), None)
     of = tuple(of) or (stated.of if stated else tuple(networks(folder)))
     on = tuple(on) or (stated.on if stated else ())
@@ -306,15 +356,15 @@ def evaluate_run(
     unknown = [name for name in of if name not in networks(folder)]
     if unknown:
         raise RequestError(f"{folder} has no network {', '.join(unknown)}; it has {', '.join(networks(folder))}")
-    inputs = inputs_of_run(folder, device, console)
     stage = Evaluate(of=of, on=on)
-    rows = VERBS.get("evaluate").resolve()(stage, inputs).rows()
+    with sharing(join(inputs.device).team):
+        rows = VERBS.get("evaluate").resolve()(stage, inputs).rows()
     return summarise({recipe.seed: named_rows(stage, rows)})
 
 
 def inputs_of_run(folder: Path, device: str | None = None, console: Console | None = None) -> Inputs:
     """What the stages of a run's folder read from; raises RequestError or RunFailed if it is none."""
-    recipe = load_recipe(str(folder / "recipe.yaml"))
+    recipe = by_source(load_recipe(str(folder / "recipe.yaml")))
     keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
-    say = (console or Console()).print
-    return Inputs(recipe, Store(folder.parent.parent / "store"), keys, say, pick_device(device))
+    say = (console or Console(quiet=other_process())).print
+    return Inputs(recipe, Store(folder.parent.parent / "store"), keys, say, pick_device(local_device(device)))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modnet.chain import Chain, Pass, Port
 from modnet.engine.losses import blend, kd_term, soft_cross_entropy
+from modnet.interop.nac import circuit_names
 from modnet.layers.nac.circuit import SlotHead
 from modnet.layers.nac.regularisers import scheduled
 from modnet.models.nac import nac
@@ -105,7 +106,9 @@ def named(reference: str, chain: Chain) -> str:
     )
     for pattern, replacement in table:
         if re.match(pattern, reference):
-            return re.sub(pattern, replacement, reference)
+            found = re.sub(pattern, replacement, reference)
+            assert circuit_names(chain)[reference] == found, "what importing a checkpoint goes by"
+            return found
     raise KeyError(reference)
 
 

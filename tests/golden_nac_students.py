@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modnet.chain import Chain, Port
+from modnet.interop.nac import student_names
 from modnet.models.nac import nac
 from modnet.models.nac_students import student, transplant
 from modnet.models.vit import vit
@@ -64,6 +65,9 @@ def check_student(case: Case) -> None:
     i = place(case, len(network))
     chain = taught(network, i, c["stitch_dim"])
     state = {student_key(name, chain): tensor for name, tensor in case.under("state.").items()}
+    assert {student_key(name, chain): name for name in case.under("state.")} == {
+        own: theirs for theirs, own in student_names(chain).items()
+    }, "what importing a checkpoint goes by"
     own = {name for name in chain.state_dict() if not re.search(r"\.(code|state)$", name)}
     assert state.keys() == own
     chain.load_state_dict(state, strict=False)

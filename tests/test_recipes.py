@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,8 +13,15 @@ from modnet import experiment
 from modnet.recipe import load_recipe, shipped_recipes
 from modnet.recipe.stages import Evaluate
 
+HEAVY = ("imagenet/", "tiny-imagenet/nac-m2mkd", "few-shot/cub", "few-shot/tiny")
 
-@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+
+def slow(name: str) -> Any:
+    """A recipe whose smoke run takes longer than about ten seconds."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith(HEAVY) else name
+
+
+@pytest.mark.parametrize("name", [slow(name) for name in sorted(shipped_recipes())])
 def test_a_shipped_recipe_runs_at_smoke_size(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, smoke=True)
     assert recipe.reductions

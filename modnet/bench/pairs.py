@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -51,6 +51,20 @@ def compare(
     return Comparison(name, ours[0], baseline[0], tuple(seconds[0]), tuple(seconds[1]))
 
 
+def changes(found: Sequence[Comparison], old: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each comparison that an earlier file has as well: both ratios, and whether they lie apart."""
+    before = {entry["name"]: entry for entry in old}
+    lines = []
+    for c in found:
+        if (entry := before.get(c.name)) is None:
+            lines.append(f"{c.name}: {c.ratio:.2f}, not measured before")
+            continue
+        apart = max(c.ratios) < entry["least"] or min(c.ratios) > entry["most"]
+        word = ("slower" if c.ratio < entry["ratio"] else "faster") if apart else "within the spread"
+        lines.append(f"{c.name}: {entry['ratio']:.2f} before, {c.ratio:.2f} now, {word}")
+    return lines
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
@@ -58,7 +72,17 @@ def machine() -> dict[str, Any]:
     cpu = next(
         (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
     )
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__}
+    from modnet import __version__
+    from modnet.bench.networks import libraries
+
+    here = {"cpu": cpu, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    return {
+        **here,
+        "modnet": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **libraries(),
+    }
 
 
 def _cpu_lines() -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modnet.cli.failures import show_tracebacks
+from modnet.cli.launch import follows
 from modnet.errors import RequestError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def run_verb(
     chosen = parse_seeds(seeds)
     loaded = load(recipe, overrides, smoke)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("modnet").setLevel(logging.INFO)
+    logging.getLogger("modnet").setLevel(logging.WARNING if follows() else logging.INFO)
     from modnet.experiment import run
 
     show_results(run(loaded, runs=runs, verb=verb, dry_run=dry_run, seeds=chosen, threads=threads, device=device))
@@ -61,7 +62,7 @@ def show_results(summary: Mapping[str, Any]) -> None:
 
     from modnet.report.tables import results_table
 
-    console = Console()
+    console = Console(quiet=follows())
     if summary.get("rows"):
         console.print(results_table(summary, console.width))
     if "folder" in summary:
@@ -73,7 +74,7 @@ def load(recipe: str, overrides: Sequence[str] | None, smoke: bool = False) -> R
     from modnet.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or (), smoke=smoke)
-    for note in loaded.notes:
+    for note in () if follows() else loaded.notes:
         typer.echo(f"note: {note}", err=True)
     return loaded
 

@@ -1,4 +1,4 @@
-"""``modnet data``: what data there is, and ``modnet data prepare NAME --from PATH`` for the published picture sets."""
+"""``modnet data``: what data there is; ``prepare`` for published picture sets; ``cache`` for stored teacher outputs."""
 
 from __future__ import annotations
 
@@ -50,3 +50,39 @@ def prepare(
 
     layout = layout_of(name)
     make(layout, source.expanduser(), (target or data_home() / name).expanduser(), typer.echo)
+
+
+@app.command("cache")
+def cache(
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every stored file with its hash.")] = False,
+    delete: Annotated[
+        list[str] | None, typer.Option("--delete", metavar="ID", help="Remove one (as often as needed), or all.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """List the stored outputs of teachers (`replay:`), verify or delete them."""
+    from modnet.data.files import data_home
+    from modnet.engine.replay import replays
+    from modnet.errors import RequestError, RunFailed
+
+    home = data_home() / "replays"
+    there = {replay.folder.name: replay for replay in replays(home)}
+    chosen = list(there) if delete and "all" in delete else list(delete or ())
+    if unknown := [name for name in chosen if name not in there]:
+        known = ", ".join(there) or "nothing"
+        raise RequestError(f"nothing called {', '.join(unknown)} is stored in {home}; there is {known}")
+    for name in chosen:
+        there[name].delete()
+        typer.echo(f"deleted {name}")
+    if delete:
+        return
+    damaged = []
+    for name, replay in there.items():
+        wrong = replay.damaged() if verify else []
+        state = (f"damaged: {wrong[0].relative_to(replay.folder)}" if wrong else "verified") if verify else ""
+        damaged += [name] if wrong else []
+        facts = f"{replay.epochs()} epochs  {replay.nbytes() / 2**20:,.1f} MiB  {replay.identity['store']}"
+        typer.echo(f"{name}  {facts}  {' '.join(replay.layout.shapes)}  {state}".rstrip())
+    typer.echo(f"{len(there)} in {home}")
+    if damaged:
+        raise RunFailed(f"damaged: {', '.join(damaged)}; delete with `modnet data cache --delete ID`")

@@ -71,10 +71,10 @@ def brought(teacher: str, source: str, weights: Path | None, pretrained: bool, s
     """The overrides for a teacher that brings its weights, told as they are; raises RequestError for both kinds."""
     if weights is not None and pretrained:
         raise RequestError("--weights FILE and --pretrained both say where the teacher's weights come from: give one")
-    if weights is None and not pretrained:
+    if weights is None and not pretrained and not packaged(teacher):
         return []
     if smoke:
-        typer.echo("note: a smoke run is of another size, and loads no weights: the teacher is trained instead")
+        typer.echo("note: a smoke run is of another size, and trains the teacher in place of using its weights")
         return []
     from modnet.cli.teachers import with_weights
 
@@ -83,6 +83,21 @@ def brought(teacher: str, source: str, weights: Path | None, pretrained: bool, s
     return filling
 
 
+def packaged(name: str) -> bool:
+    """Whether a registered model comes with its weights, without being asked for them."""
+    from modnet.recipe import models
+    from modnet.registry import MODELS
+
+    return name in models.TIMM_NAMES and "weights" in MODELS.get(name).preset
+
+
 def fill(path: str, name: str) -> str:
-    """The override that puts a name in place; the recipe's own sizes stay, except for a timm network."""
-    return f"{path}={{name: {name}}}" if name.startswith("timm:") else f"{path}.name={name}"
+    """The override that puts a name in place; the recipe's own sizes stay where the network has such sizes."""
+    from modnet.recipe.models import ViT
+    from modnet.registry import MODELS, UnknownName
+
+    try:
+        sized = not path.startswith("models.") or issubclass(MODELS.get(name).params, ViT)
+    except UnknownName:
+        sized = True  # the recipe's checks say what there is instead
+    return f"{path}.name={name}" if sized else f"{path}={{name: {name}}}"

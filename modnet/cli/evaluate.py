@@ -22,6 +22,9 @@ from modnet.cli.common import (
 )
 from modnet.errors import RequestError
 
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
+USAGE_IMAGES = 1000
+
 
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="A recipe, or a run's folder.")],
@@ -32,6 +35,10 @@ def evaluate(
     ] = None,
     of: Annotated[
         list[str] | None, typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable).")
+    ] = None,
+    circuit: Annotated[
+        Path | None,
+        typer.Option("--circuit", metavar="DIR", help="For a run: picture, usage and pruning of a circuit, into DIR."),
     ] = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,
@@ -50,11 +57,14 @@ def evaluate(
 
         if threads is not None:
             torch.set_num_threads(threads)
+        if circuit is not None:
+            _look_into(Path(target), words(of), circuit, device)
+            return
         show_results(evaluate_run(Path(target), on=words(on), of=words(of), device=device))
         return
-    if on or of:
+    if on or of or circuit:
         raise RequestError(
-            f"--on and --of are for a finished run, and {target!r} is no folder; "
+            f"--on, --of and --circuit are for a finished run, and {target!r} is no folder; "
             "in a recipe, override the stage: stages.NAME.on=[SUITE]"
         )
     run_verb(
@@ -68,6 +78,21 @@ def evaluate(
         threads=threads,
         device=device,
     )
+
+
+def _look_into(run: Path, of: list[str], folder: Path, device: str | None) -> None:
+    """Draw a circuit's links, and measure it with parts of its modules and links."""
+    if len(of) > 1:
+        raise RequestError("--circuit looks into one network at a time; name one with --of")
+    from modnet.evaluation.circuit import analyse
+    from modnet.experiment import data_of, load, pick_device
+
+    stage = of[0] if of else None
+    network = load(run, stage).to(pick_device(device))
+    for pruned in analyse(network, data_of(run, stage), folder, SHARES, USAGE_IMAGES):
+        left = f"{pruned.mediators} mediators, {pruned.links} links, {pruned.macs / 1e6:.1f} M multiply-adds"
+        typer.echo(f"{pruned.share:>5.0%} of the {pruned.what:<7} kept: {pruned.top1:6.2f} % on test ({left})")
+    typer.echo(f"{folder / 'links.png'}, {folder / 'circuit.json'}")
 
 
 def _refuse_options_of_recipes(overrides: list[str] | None, **options: object) -> None:

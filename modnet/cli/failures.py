@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -22,7 +23,9 @@ def report(error: BaseException) -> int:
     if _shown["traceback"]:
         traceback.print_exception(error)
     if isinstance(error, UserError):
-        say(str(error))
+        rank = int(os.environ.get("RANK", "0"))
+        if not rank or error.exit_code == 1:  # what is wrong with the request is the same in every process
+            say(str(error), label=f"error in process {rank}" if rank else "error")
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         say("stopped; the same command goes on from the last checkpoint", label="interrupted")

@@ -9,8 +9,25 @@ from typing import Any
 
 import typer
 
-from modnet.cli import assemble, bench, cp, data, distill, evaluate, incubate, ls, plan, route, show, train, validate
+from modnet.cli import (
+    assemble,
+    bench,
+    cp,
+    data,
+    distill,
+    evaluate,
+    exports,
+    imports,
+    incubate,
+    ls,
+    plan,
+    route,
+    show,
+    train,
+    validate,
+)
 from modnet.cli.failures import report, report_usage
+from modnet.cli.launch import HELP, launch, parted, started
 from modnet.errors import Interrupted
 
 app = typer.Typer(
@@ -34,9 +51,12 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("validate", validate.validate),
     ("plan", plan.plan),
     ("bench", bench.bench),
+    ("import", imports.import_),
+    ("export", exports.export),
 )
+VERBS = ("train", "incubate", "assemble", "distill", "route", "evaluate")
 for _name, _command in COMMANDS:
-    app.command(_name)(_command)
+    app.command(_name, epilog=HELP if _name in VERBS else None)(_command)
 app.command("eval", hidden=True)(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 
@@ -65,7 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # looking for some takes 15 ms
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    words, options = parted(words)
     try:
+        if options and not started():
+            return launch(words, options)
         done: Any = app(words, standalone_mode=False)
         if done == Interrupted.exit_code:  # what typer makes of Ctrl-C
             return report(KeyboardInterrupt())

@@ -17,7 +17,8 @@ def with_weights(teacher: str, source: str, *, weights: Path | None, pretrained:
     A teacher for as many classes as the data has is used as it is (no epochs); one for others is fine-tuned first, in
     the stage that would have trained it. Raises RequestError for a file that cannot be read.
     """
-    loaded = [f"models.teacher.weights={weights}"] if weights is not None else ["models.teacher.pretrained=true"]
+    loaded = [f"models.teacher.weights={weights}"] if weights is not None else []
+    loaded += ["models.teacher.pretrained=true"] if pretrained else []
     known, wanted = taught_classes(teacher, weights), classes_of(source)
     if known is not None and known == wanted:
         return [*loaded, f"{STAGE}.epochs=0"], f"the teacher's weights tell {known} classes apart: it teaches as it is"
@@ -39,8 +40,10 @@ def classes_of(source: str) -> int | None:
 
 def taught_classes(teacher: str, weights: Path | None) -> int | None:
     """The classes that a teacher's weights tell apart: read from the file's head, or known to timm; None if unknown."""
-    name = teacher.removeprefix("timm:")
-    config = _timm_config(name) if teacher.startswith("timm:") else None
+    from modnet.recipe.models import TIMM_NAMES
+
+    name = TIMM_NAMES.get(teacher, teacher.removeprefix("timm:"))
+    config = _timm_config(name) if name != teacher else None
     if weights is None:
         return None if config is None else int(config.num_classes)
     classifier = str(config.classifier) if config is not None else "head"

@@ -107,6 +107,8 @@ def _load(params: Source, fingerprint: str, home: Path) -> Dataset:
     whole, test = described.read()
     kept, out = held_out(whole.labels, len(described.classes))
     train, val = whole.take(kept), whole.take(out)
+    if described.measured is not None:
+        val = described.measured(val)
     mean, std = described.moments or moments(train.images)
     if params.per_class is not None or params.fraction is not None:
         train = train.take(part(train.labels, described.classes, params))

@@ -10,12 +10,17 @@ from modnet.data import mixing, pixels
 from modnet.data import randaugment as rand
 from modnet.data.mixing import Mixing
 from modnet.data.pixels import Pixels
-from modnet.recipe.training import Crop, CutMix, Erase, Flip, Mixup, MixupOrCutMix, RandAugment
+from modnet.recipe.training import Crop, CutMix, Erase, Flip, Mixup, MixupOrCutMix, RandAugment, ResizedCrop
 
 
 def crop(params: Crop) -> Pixels:
     """The registered ``crop``."""
     return pixels.RandomCrop(params.pad)
+
+
+def resized_crop(params: ResizedCrop) -> Pixels:
+    """The registered ``resized-crop``."""
+    return pixels.RandomResizedCrop(params.scale, params.ratio)
 
 
 def flip(params: Flip) -> Pixels:
@@ -48,4 +53,15 @@ def mixup_cutmix(params: MixupOrCutMix) -> Mixing:
     return mixing.MixupOrCutMix(params.mixup, params.cutmix, params.switch, params.p)
 
 
-__all__ = ["Mixing", "Pixels", "crop", "cutmix", "erase", "flip", "mixup", "mixup_cutmix", "randaugment"]
+__all__ = [
+    "Mixing",
+    "Pixels",
+    "crop",
+    "cutmix",
+    "erase",
+    "flip",
+    "mixup",
+    "mixup_cutmix",
+    "randaugment",
+    "resized_crop",
+]

@@ -20,6 +20,7 @@ from modnet.data.folder import IMAGENET_MOMENTS, Listing, held, splits
 from modnet.data.large import Reader
 from modnet.data.published import listed, place
 from modnet.data.splits import Dataset, Split
+from modnet.data.synthetic import drawn
 from modnet.data.wordnet import wnids
 from modnet.recipe.sources import ImageNets
 
@@ -50,8 +51,7 @@ class Collection:
 
 def imagenet_r(params: ImageNets) -> Collection:
     """ImageNet-R: 30,000 renditions of 200 of the 1,000 classes, read as ImageNet's own pictures are."""
-    root = place(layouts.IMAGENET_R, params.renditions)
-    return _collection("imagenet-r", params, root, wnids("imagenet"), wnids("r"), squash=False)
+    return _collection("imagenet-r", params, None, wnids("imagenet"), wnids("r"), squash=False)
 
 
 def tiny_imagenet_r(params: ImageNets) -> Collection:
@@ -61,20 +61,26 @@ def tiny_imagenet_r(params: ImageNets) -> Collection:
     ``tiny-imagenet-r`` in the data folder, which has these classes alone, goes before ``imagenet-r``.
     """
     own = data_home() / "tiny-imagenet-r"
-    root = own if params.renditions is None and own.is_dir() else place(layouts.IMAGENET_R, params.renditions)
+    root = own if params.renditions is None and own.is_dir() else None
     return _collection("tiny-imagenet-r", params, root, wnids("tiny"), wnids("tiny", "r"), squash=True)
 
 
 def _collection(
-    name: str, params: ImageNets, root: Path, classes: tuple[str, ...], shown: tuple[str, ...], squash: bool
+    name: str, params: ImageNets, root: Path | None, classes: tuple[str, ...], shown: tuple[str, ...], squash: bool
 ) -> Collection:
-    found, content = listed(layouts.IMAGENET_R, root, ("", ""), shown)
+    if params.synthetic:
+        found, content = drawn(layouts.IMAGENET_R, params.size, shown), "synthetic"
+        root = Path("synthetic pictures")
+    else:
+        root = root or place(layouts.IMAGENET_R, params.renditions)
+        found, content = listed(layouts.IMAGENET_R, root, ("", ""), shown)
     numbers = {label: number for number, label in enumerate(classes)}
     files = tuple((file, numbers[found.classes[label]]) for file, label in found.test)
     listing, port = Listing(classes, (), files), Port.of("image", channels=3, size=params.size)
     resident = held(listing, port, params.resident)
 
     def read() -> Split:
-        return splits(listing, Reader(params.size, 3, squash), resident, name, str(root))[1]
+        return splits(listing, Reader(params.size, 3, squash, params.resize), resident, name, str(root))[1]
 
-    return Collection(name, classes, shown, port, json.dumps([name, content, params.size]), read)
+    facts = json.dumps([name, content, params.size, *([] if params.resize is None else [params.resize])])
+    return Collection(name, classes, shown, port, facts, read)

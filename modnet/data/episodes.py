@@ -32,18 +32,20 @@ def draw(dataset: Dataset, ways: int, shots: int, count: int, key: Key, overlap:
     """Episodes of a data set, each of which depends on the key and its own number alone.
 
     Query images are those of the test split, which training never saw. With ``overlap`` they are training images, of
-    which the first ``shots`` are the support, as in the reference code. Raises RequestError if a class has too few.
+    which the first ``shots`` are the support, as in the reference code. Classes without any image are never drawn.
+    Raises RequestError if another has too few.
     """
-    if ways > len(dataset.classes):
-        raise RequestError(f"few_shot: {ways} ways, but {dataset.name!r} has {len(dataset.classes)} classes.")
     queried = query_split(dataset, overlap)
     train, query = _rows(dataset.train, dataset), _rows(queried, dataset)
-    _enough(dataset, train, QUERIES * shots if overlap else shots, "training")
-    _enough(dataset, query, QUERIES * shots, "training" if overlap else "test")
+    shown = torch.tensor([c for c in range(len(dataset.classes)) if len(train[c]) or len(query[c])])
+    if ways > len(shown):
+        raise RequestError(f"few_shot: {ways} ways, but {dataset.name!r} has {len(shown)} classes.")
+    _enough(dataset, train, shown.tolist(), QUERIES * shots if overlap else shots, "training")
+    _enough(dataset, query, shown.tolist(), QUERIES * shots, "training" if overlap else "test")
     episodes = []
     for number in range(count):
         own = key.fold("episode", number)
-        classes = own.fold("classes").permutation(len(dataset.classes))[:ways].sort().values
+        classes = shown[own.fold("classes").permutation(len(shown))[:ways]].sort().values
         support = torch.stack([_some(train[c], shots, own.fold("support", c)) for c in classes.tolist()])
         purpose = "support" if overlap else "query"
         asked = torch.stack([_some(query[c], QUERIES * shots, own.fold(purpose, c)) for c in classes.tolist()])
@@ -64,8 +66,8 @@ def _some(rows: Tensor, count: int, key: Key) -> Tensor:
     return rows[key.permutation(len(rows))[:count]]
 
 
-def _enough(dataset: Dataset, rows: Sequence[Tensor], needed: int, what: str) -> None:
-    few = next((c for c, some in enumerate(rows) if len(some) < needed), None)
+def _enough(dataset: Dataset, rows: Sequence[Tensor], shown: Sequence[int], needed: int, what: str) -> None:
+    few = next((c for c, some in enumerate(rows) if len(some) < needed and c in shown), None)
     if few is not None:
         raise RequestError(
             f"few_shot: an episode needs {needed} {what} images of a class, but {dataset.name!r} has only "

@@ -120,13 +120,26 @@ def _content(path: Path, size: int, time: int) -> str:
     return sha256_file(path)
 
 
-def splits(listing: Listing, reader: Reader, resident: bool, name: str, where: str) -> tuple[Split, Split]:
-    """The train and test sets of a listing, read into memory if ``resident``."""
+def splits(
+    listing: Listing, reader: Reader, resident: bool, name: str, where: str, measured: Reader | None = None
+) -> tuple[Split, Split]:
+    """The train and test sets of a listing, read into memory if ``resident``; ``measured`` reads test."""
     made: list[Split] = []
-    for part in (listing.train, listing.test):
+    for part, read in ((listing.train, reader), (listing.test, measured or reader)):
         labels = torch.tensor([label for _, label in part], dtype=torch.int64)
-        large = FolderSplit([file for file, _ in part], labels, torch.arange(len(part)), reader)
-        made.append(Split(large.images, labels, large.ids) if resident else large)
+        large = FolderSplit([file for file, _ in part], labels, torch.arange(len(part)), read)
+        made.append(_held(large) if resident else large)
     place = "held in memory" if resident else "read as they are needed"
     log.info("%s: %d images in %s, %s", name, sum(map(len, made)), where, place)
     return made[0], made[1]
+
+
+def read_again(listing: Listing, reader: Reader, resident: bool, split: Split) -> Split:
+    """Some training images of a listing as another reader reads them; samples keep their numbers and labels."""
+    files = [listing.train[sample][0] for sample in split.ids.tolist()]
+    large = FolderSplit(files, split.labels, split.ids, reader)
+    return _held(large) if resident else large
+
+
+def _held(large: FolderSplit) -> Split:
+    return Split(large.images, large.labels, large.ids)

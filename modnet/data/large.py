@@ -20,14 +20,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from modnet.data.pixels import RandomErase
+from modnet.data.pixels import RandomErase, RandomResizedCrop
 from modnet.data.splits import Split
 from modnet.errors import RequestError, RunFailed
 from modnet.randomness import Key
-from modnet.recipe.training import Crop, Erase, Flip, RandAugment
+from modnet.recipe.training import Crop, Erase, Flip, RandAugment, ResizedCrop
 from modnet.registry import Params
 
-Change = Callable[[Tensor, int], Tensor]  # one uint8 image (C, H, W) and its id
+Box = tuple[float, float, float, float]  # left, upper, right, lower
+
+
+class Change(Protocol):
+    """What becomes of one image in training."""
+
+    def __call__(self, image: Tensor, sample: int) -> Tensor:
+        """Another uint8 image (C, H, W) for one of the same shape; ``sample`` numbers the draw."""
+        ...
+
+    def part(self, sample: int) -> Callable[[int, int], Box] | None:
+        """Which part of the picture is read at all; None: as for measuring."""
+        ...
 
 
 class Encoded(Protocol):
@@ -57,29 +69,46 @@ class Reader:
     """Reads an image file as uint8 (channels, size, size): shorter side resized, middle square kept.
 
     ``squash``: both sides are resized instead, bicubically, so that all of the image is kept but not its shape.
+    ``resize``: the shorter side becomes so long, bicubically, before the middle square is cut out, so that a margin is
+    lost (the customary evaluation on ImageNet).
     """
 
     size: int
     channels: int
     squash: bool = False
+    resize: int | None = None
 
     def __call__(self, file: File) -> Tensor:
-        """Raises RunFailed naming a file that is no image or is damaged."""
+        """The whole picture, fitted; raises RunFailed naming a file that is no image or is damaged."""
+        return self._read(file, self.fitted)
+
+    def part(self, file: File, box: Callable[[int, int], Box]) -> Tensor:
+        """A part of the picture, resized bicubically; ``box(width, height)`` says which. Raises as reading does."""
+        square = (self.size, self.size)
+        return self._read(file, lambda i: i.resize(square, Image.Resampling.BICUBIC, box(*i.size)))
+
+    def fitted(self, image: Image.Image) -> Image.Image:
+        """The square that is shown of a picture."""
+        square = (self.size, self.size)
+        if self.squash:
+            image = image.resize(square, Image.Resampling.BICUBIC)
+        if self.resize is None:
+            return image if self.squash else ImageOps.fit(image, square, Image.Resampling.BILINEAR)
+        short, (width, height) = min(image.size), image.size
+        sides = (int(self.resize * width / short), int(self.resize * height / short))
+        left, top = (round((side - self.size) / 2) for side in sides)
+        wide = image.resize(sides, Image.Resampling.BICUBIC)
+        return wide.crop((left, top, left + self.size, top + self.size))
+
+    def _read(self, file: File, shown: Callable[[Image.Image], Image.Image]) -> Tensor:
         try:
             with Image.open(file if isinstance(file, Path) else file.open()) as opened:
-                image = ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
-            square = (self.size, self.size)
-            if self.squash:
-                fitted = image.resize(square, Image.Resampling.BICUBIC)
-            else:
-                fitted = ImageOps.fit(image, square, Image.Resampling.BILINEAR)
+                pixels = np.array(shown(ImageOps.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RunFailed(
                 f"cannot read the image {file}: {error}. Mend or remove the file, then start again."
             ) from error
-        return (
-            torch.from_numpy(np.array(fitted)).view(self.size, self.size, self.channels).permute(2, 0, 1).contiguous()
-        )
+        return torch.from_numpy(pixels).view(self.size, self.size, self.channels).permute(2, 0, 1).contiguous()
 
 
 class _Rows(Dataset[tuple[Tensor, str]]):
@@ -88,12 +117,14 @@ class _Rows(Dataset[tuple[Tensor, str]]):
     def __init__(self, split: FolderSplit, change: Change | None) -> None:
         self.split, self.change = split, change
 
-    def __getitem__(self, row: int) -> tuple[Tensor, str]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, str]:
+        row, draw = place
+        file, part = self.split.files[row], self.change.part(draw) if self.change else None
         try:
-            image = self.split.reader(self.split.files[row])
+            image = self.split.reader(file) if part is None else self.split.reader.part(file, part)
         except RunFailed as error:
             return torch.empty(0), str(error)
-        return (self.change(image, int(self.split.ids[row])) if self.change else image), ""
+        return (self.change(image, draw) if self.change else image), ""
 
 
 def _stacked(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, str]:
@@ -135,11 +166,18 @@ class FolderSplit(Split):
         for some, images in zip(rows, self.read(rows), strict=True):
             yield images, self.labels[some]
 
-    def read(self, batches: Sequence[Tensor], change: Change | None = None) -> Iterator[Tensor]:
-        """The images of each batch of rows, uint8 (B, C, H, W), changed one by one by the workers."""
+    def read(
+        self, batches: Sequence[Tensor], change: Change | None = None, draws: Sequence[Tensor] | None = None
+    ) -> Iterator[Tensor]:
+        """The images of each batch of rows, uint8 (B, C, H, W), changed one by one by the workers.
+
+        ``draws``: what numbers the draws of each row; its sample number where they are left out.
+        """
+        numbers = [self.ids[rows] for rows in batches] if draws is None else draws
+        places = [list(zip(r.tolist(), n.tolist(), strict=True)) for r, n in zip(batches, numbers, strict=True)]
         loader = DataLoader(
             _Rows(self, change),
-            batch_sampler=[rows.tolist() for rows in batches],
+            batch_sampler=places,
             num_workers=min(self.workers, len(batches)),
             collate_fn=_stacked,
             generator=torch.Generator(),  # it would draw a seed from the global one, and change it
@@ -152,15 +190,35 @@ class FolderSplit(Split):
 
 @dataclass(frozen=True)
 class Transformed:
-    """Random transforms.v2 of one image, drawn from the key and the sample's number."""
+    """Random transforms.v2 of one image, drawn from the key and the sample's number; ``crop`` says what is read."""
 
-    transform: v2.Transform
+    transform: v2.Transform | None
     key: Key
+    crop: RandomResizedCrop | None = None
 
     def __call__(self, image: Tensor, sample: int) -> Tensor:
+        if self.transform is None:
+            return image
         with self.key.fold(sample).forked():
             changed: Tensor = self.transform(image)
         return changed
+
+    def part(self, sample: int) -> Callable[[int, int], Box] | None:
+        return None if self.crop is None else functools.partial(self._box, self.crop, sample)
+
+    def _box(self, crop: RandomResizedCrop, sample: int, width: int, height: int) -> Box:
+        top, left, bottom, right = crop.boxes(self.key, torch.tensor([sample]), height, width)[0].tolist()
+        return left, top, right, bottom
+
+
+def transformed(augment: Sequence[Params], size: int, key: Key) -> Transformed | None:
+    """What a recipe's pixel augmentations make of a picture that is read from the disk; None if there are none.
+
+    A random resized crop comes first, whatever the order, as it is made of the whole picture.
+    """
+    made = transform(augment, size)
+    crop = next((RandomResizedCrop(p.scale, p.ratio) for p in augment if isinstance(p, ResizedCrop)), None)
+    return None if made is None and crop is None else Transformed(made, key, crop)
 
 
 def transform(augment: Sequence[Params], size: int) -> v2.Transform | None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modnet.data.warp import ONE, resampled
 from modnet.randomness import Key
 
 
@@ -44,6 +45,57 @@ def shifted(images: Tensor, offsets: Tensor, pad: int) -> Tensor:
         return torch.from_numpy(windows[np.arange(len(images)), :, down, right])
     windows_of = padded.unfold(2, height, 1).unfold(3, width, 1)
     return windows_of[torch.arange(len(images), device=images.device), :, offsets[:, 0], offsets[:, 1]]
+
+
+class RandomResizedCrop(Pixels):
+    """See :class:`modnet.recipe.training.ResizedCrop`; images in memory are resampled bilinearly."""
+
+    attempts = 10
+
+    def __init__(self, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+        self.scale, self.ratio = scale, ratio
+
+    def boxes(self, key: Key, ids: Tensor, height: int, width: int) -> Tensor:
+        """Top, left, bottom, right of each sample's part, int64 (B, 4), within the image.
+
+        The first of ten drawn shapes that fits is taken, else the largest middle part within the ratios (Szegedy et
+        al. 2015, as torchvision does it).
+        """
+        draws = key.fold("resized-crop").uniform(ids, 4 * self.attempts).double().view(-1, self.attempts, 4)
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[..., 0])
+        low, high = (math.log(r) for r in self.ratio)
+        aspect = (low + (high - low) * draws[..., 1]).exp()
+        across, down = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (across >= 1) & (across <= width) & (down >= 1) & (down <= height)
+        first = fits.double().argmax(1, keepdim=True)
+        across, down = (side.gather(1, first)[:, 0] for side in (across, down))
+        found = fits.any(1)
+        rows, columns = self.middle(height, width)
+        down, across = torch.where(found, down, float(rows)), torch.where(found, across, float(columns))
+        top, left = draws.gather(1, first[..., None].expand(-1, -1, 4))[:, 0, 2:].unbind(1)
+        top = torch.where(found, (top * (height - down + 1)).floor(), ((height - down) / 2).floor())
+        left = torch.where(found, (left * (width - across + 1)).floor(), ((width - across) / 2).floor())
+        return torch.stack([top, left, top + down, left + across], 1).long()
+
+    def middle(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the largest part of an image that the ratios allow."""
+        low, high = self.ratio
+        if width < low * height:
+            return round(width / low), width
+        return (height, round(height * high)) if width > high * height else (height, width)
+
+    def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        top, left, bottom, right = self.boxes(key, ids, height, width).double().unbind(1)
+        rows, columns = (torch.arange(n, device=images.device).double() + 0.5 for n in (height, width))
+        down = top[:, None] + rows * ((bottom - top) / height)[:, None] - 0.5
+        across = left[:, None] + columns * ((right - left) / width)[:, None] - 0.5
+        # A part never reads beyond its own border, as if it were a picture.
+        down = down.clamp(top[:, None], bottom[:, None] - 1)
+        across = across.clamp(left[:, None], right[:, None] - 1)
+        shape = (len(images), height, width)
+        down, across = ((place * ONE).round().long() for place in (down[:, :, None], across[:, None, :]))
+        return resampled(images, down.expand(shape), across.expand(shape), edge=True)
 
 
 class RandomFlip(Pixels):

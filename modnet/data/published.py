@@ -14,11 +14,12 @@ from pathlib import Path
 from modnet.chain import Port
 from modnet.data import layouts
 from modnet.data.files import data_home
-from modnet.data.folder import IMAGENET_MOMENTS, Listing, fingerprint, held, splits
+from modnet.data.folder import IMAGENET_MOMENTS, Listing, fingerprint, held, read_again, splits
 from modnet.data.index import read_index
 from modnet.data.large import File, Reader
 from modnet.data.layouts import Layout
 from modnet.data.sources import Description
+from modnet.data.synthetic import drawn
 from modnet.data.trees import ARCHIVES, members
 from modnet.errors import RequestError
 from modnet.recipe.sources import ImageNets, Pictures
@@ -44,7 +45,10 @@ def cub(params: Pictures) -> Description:
 def _described(layout: Layout, params: Pictures) -> Description:
     from modnet.data import tables
 
-    if params.hub is not None or (params.path is not None and tables.is_table(Path(params.path).expanduser())):
+    if params.synthetic:
+        listing, content = drawn(layout, params.size), "synthetic"
+        where = "synthetic pictures"
+    elif params.hub is not None or (params.path is not None and tables.is_table(Path(params.path).expanduser())):
         listing, content = tables.listed(layout, params)
         where = str(params.hub or params.path)
     else:
@@ -54,9 +58,11 @@ def _described(layout: Layout, params: Pictures) -> Description:
     port = Port.of("image", channels=3, size=params.size)
     resident = held(listing, port, params.resident)
     # The customary constants, whether or not the images are held, so that all parts and suites see the same inputs.
-    facts = json.dumps([layout.name, content, params.size])
-    read = functools.partial(splits, listing, Reader(params.size, 3), resident, params.name, where)
-    return Description(listing.classes, port, facts, read, IMAGENET_MOMENTS)
+    facts = json.dumps([layout.name, content, params.size, *([] if params.resize is None else [params.resize])])
+    reader, wide = Reader(params.size, 3), Reader(params.size, 3, resize=params.resize)
+    read = functools.partial(splits, listing, reader, resident, params.name, where, wide)
+    measured = None if params.resize is None else functools.partial(read_again, listing, wide, resident)
+    return Description(listing.classes, port, facts, read, IMAGENET_MOMENTS, measured)
 
 
 def place(layout: Layout, path: str | None) -> Path:

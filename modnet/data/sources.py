@@ -34,6 +34,7 @@ _DIGITS_SEED = 20_240_301
 class Description:
     """What a source's builder gives: its facts at no cost, and ``read()`` for its own two sets.
 
+    ``measured``: training images as they are measured on, for val; None: as they are trained on.
     ``whole(fingerprint)``: the data set of a source that has all three splits of its own; ``read`` is not asked then.
     ``moments``: mean and standard deviation per channel if they are constants of the source; None: they are measured.
     """
@@ -43,6 +44,7 @@ class Description:
     fingerprint: str
     read: Callable[[], tuple[Split, Split]]
     moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    measured: Callable[[Split], Split] | None = None
     whole: Callable[[str], Dataset] | None = None
 
 

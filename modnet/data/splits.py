@@ -130,13 +130,18 @@ def held_out(
 
     A class gives at most twice that share of its images (but one if it has two or more), so that none is emptied.
     """
-    quota = max(1, min(most, int(len(labels) * share)) // classes)
+    quota = held_out_of(len(labels), classes, most, share)
     kept, out = [], []
     for rows in _by_class(labels, classes, Key.of(seed)):
         count = min(quota, int(len(rows) * 2 * share)) or min(1, len(rows) // 2)
         out.append(rows[:count])
         kept.append(rows[count:])
     return _joined(kept), _joined(out)
+
+
+def held_out_of(count: int, classes: int, most: int = _VAL_MOST, share: float = 0.1) -> int:
+    """How many images of each class are held out of ``count`` training images, if all classes are large enough."""
+    return max(1, min(most, int(count * share)) // classes)
 
 
 def part(labels: Tensor, classes: tuple[str, ...], params: Source) -> Tensor:

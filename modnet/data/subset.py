@@ -26,7 +26,7 @@ def class_subset(params: ClassSubset) -> Description:
         raise RequestError(f"data {params.name!r}: class {whole.classes[again]!r} is named twice.")
     facts = json.dumps([whole.fingerprint, chosen])
     names = tuple(whole.classes[number] for number in chosen)
-    return Description(names, whole.port, facts, functools.partial(_read, whole, chosen), whole.moments)
+    return Description(names, whole.port, facts, functools.partial(_read, whole, chosen), whole.moments, whole.measured)
 
 
 def _number(classes: tuple[str, ...], which: int | str, source: str) -> int:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+REPLAYED = "replayed/"  # what names in ``extra`` begin with that hold stored outputs of frozen parts
+
 
 @dataclass
 class Batch:
@@ -27,12 +29,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
+    def replayed(self) -> dict[str, Tensor]:
+        """Stored outputs of frozen parts, by name, each of B rows."""
+        return {name.removeprefix(REPLAYED): x for name, x in self.extra.items() if name.startswith(REPLAYED)}
+
     def split(self, parts: int) -> list[Batch]:
         """Near-equal consecutive micro-batches, at most ``parts`` of them."""
         size = -(-len(self) // parts)
-        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
+        return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
 
-    def _part(self, rows: slice) -> Batch:
+    def rows(self, rows: slice) -> Batch:
+        """Some of the samples."""
         target = None if self.target is None else self.target[rows]
         extra = {name: value[rows] if self._by_sample(value) else value for name, value in self.extra.items()}
         return Batch(self.x[rows], self.y[rows], self.ids[rows], target, extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,39 @@ class Choice:
     reason: str
 
 
-def choose(folder: Path, settings: TrainingStage, device: torch.device) -> tuple[dict[str, Choice], bool]:
+def choose(
+    folder: Path, settings: TrainingStage, device: torch.device, trial: Callable[[], Choice] | None = None
+) -> tuple[dict[str, Choice], bool]:
     """The choices of a stage folder, and whether they are those of an earlier start.
 
-    The process is set accordingly: the number of threads, and on a GPU deterministic algorithms. Raises RunFailed if
-    the stored choices cannot be read.
+    ``trial`` measures which dtype is faster, where the recipe leaves it open. The process is set accordingly: the
+    number of threads, and on a GPU deterministic algorithms. Raises RunFailed if the stored choices cannot be read.
     """
     path = folder / "choices.json"
-    stored = path.is_file()
-    if stored:
-        choices = _read(path)
-    else:
-        choices = _make(settings, device)
-        atomic_write_json(path, {name: asdict(choice) for name, choice in choices.items()})
+    choices = _read(path) if path.is_file() else {}
+    stored = "threads" in choices  # a method may have stored choices of its own before
+    if not stored:
+        choices |= _make(settings, device, trial)
+        _write(path, choices)
     torch.set_num_threads(int(choices["threads"].value))
     if device.type == "cuda":
         _set_deterministic(is_deterministic(choices))
     return choices, stored
+
+
+def remember(folder: Path, name: str, make: Callable[[], Choice]) -> tuple[Choice, bool]:
+    """A choice of the method of a stage folder, and whether it was made now rather than at an earlier start."""
+    path = folder / "choices.json"
+    choices = _read(path) if path.is_file() else {}
+    if name in choices:
+        return choices[name], False
+    choices[name] = make()
+    _write(path, choices)
+    return choices[name], True
+
+
+def _write(path: Path, choices: dict[str, Choice]) -> None:
+    atomic_write_json(path, {name: asdict(choice) for name, choice in choices.items()})
 
 
 def is_deterministic(choices: dict[str, Choice]) -> bool:
@@ -71,14 +88,14 @@ def _read(path: Path) -> dict[str, Choice]:
         raise RunFailed(f"{path} does not hold the choices of a run; {remedy}") from error
 
 
-def _make(settings: TrainingStage, device: torch.device) -> dict[str, Choice]:
+def _make(settings: TrainingStage, device: torch.device, trial: Callable[[], Choice] | None) -> dict[str, Choice]:
     multiply, why = fastest_dtype(device)
     gpu = {"deterministic": Choice(True, "so that a resumed run ends with the same bits")}
     return {
         **(gpu if device.type == "cuda" else {}),
         "threads": _threads(),
         "device": Choice(device.type, "where the networks were placed"),
-        "dtype": _dtype(settings, device),
+        "dtype": trial() if trial is not None and settings.dtype == "auto" else _dtype(settings, device),
         "compile": Choice(settings.compile, "as the recipe says"),
         "newton_schulz": Choice(str(multiply).removeprefix("torch."), why),
     }
@@ -92,11 +109,16 @@ def _threads() -> Choice:
 
 
 def _dtype(settings: TrainingStage, device: torch.device) -> Choice:
-    if settings.dtype == "fp32":
-        return Choice("fp32", "as the recipe says")
+    if settings.dtype != "bf16":
+        return Choice("fp32", "as the recipe says" if settings.dtype == "fp32" else "nothing was tried")
     native, why = fastest_dtype(device)
     slow = "" if native == torch.bfloat16 else "; expect it to be slower than fp32"
     return Choice("bf16", f"as the recipe says; {why}{slow}")
+
+
+def _reason(dtype: Choice) -> str:
+    """Why, where it was measured."""
+    return f" ({dtype.reason})" if "times as fast" in dtype.reason or "no bf16" in dtype.reason else ""
 
 
 def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> str:
@@ -105,7 +127,7 @@ def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> 
     told = (
         f"{'as at the first start' if stored else 'chosen'}: {value['device']}, "
         f"{value['threads']} thread{'s' * (value['threads'] != 1)} ({choices['threads'].reason}), "
-        f"{value['dtype']}{', compiled' if value['compile'] else ''}"
+        f"{value['dtype']}{_reason(choices['dtype'])}{', compiled' if value['compile'] else ''}"
         f"{', deterministic algorithms' if is_deterministic(choices) else ''}; "
         f"Newton-Schulz of Muon in {value['newton_schulz']} ({choices['newton_schulz'].reason})"
     )

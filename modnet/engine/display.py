@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 PLAIN_EVERY = 5.0  # seconds
+BAR_EVERY = 0.1  # seconds; the bar is drawn four times a second, and its texts cost as much as a small layer
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Display:
     def __init__(self, console: Console | None, status: Status) -> None:
         self.console, self.status = console, status
         self._began, self._first_step = time.monotonic(), status.step
-        self._last_line = self._began
+        self._last_line, self._last_tick = self._began, 0.0
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if console is not None and console.is_terminal:
@@ -67,6 +68,13 @@ class Display:
         seconds = (time.monotonic() - self._began) / done * (self.status.total - self.status.step)
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+    def tick(self) -> None:
+        """:meth:`update` after a step, unless the last one was a moment ago."""
+        now = time.monotonic()
+        if now - self._last_tick >= BAR_EVERY or self.status.step >= self.status.total:
+            self._last_tick = now
+            self.update()
 
     def update(self) -> None:
         """Show the status as it is now."""

@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+LOG = "metrics.jsonl"
+
+
+def own_log(job: str) -> str:
+    """The log of a job that is trained beside others in another process."""
+    return f"metrics-{job}.jsonl"
+
+
+def merge_logs(folder: Path) -> None:
+    """Append the logs of jobs to the stage's own, in the order of their names."""
+    for path in sorted(folder.glob(own_log("*"))):
+        with disk_errors(folder), (folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(path.read_text(encoding="utf-8"))
+        path.unlink()
+
+
 class MetricsLog:
     """One JSON object a line, appended; a resumed run first cuts off what its checkpoint does not know."""
 
@@ -27,7 +43,7 @@ class MetricsLog:
 
     def end(self) -> int:
         """The size in bytes."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def truncate(self, offset: int) -> None:
         """Forget everything after ``offset`` bytes."""
@@ -42,7 +58,7 @@ class MetricsLog:
 
     def sync(self) -> int:
         """Flush to the disk; the offset that a checkpoint stores."""
-        if self.path.exists():
+        if self.path.is_file():
             with disk_errors(self.path), self.path.open("r+b") as file:
                 os.fsync(file.fileno())
         return self.end()

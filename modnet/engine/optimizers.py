@@ -12,14 +12,24 @@ from torch import Tensor, nn
 from modnet.chain import Chain
 from modnet.engine.muon import Muon
 from modnet.recipe import training
+from modnet.registry import Params
 
 # timm's names, and a circuit's: its positions, and what its modules are
 NO_DECAY = ("bias", "cls_token", "reg_token", "dist_token", "pos_embed", "grid", "codes", "signatures", "states")
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices only, no vectors, biases, added tokens or position tables."""
-    return parameter.ndim > 1 and name.rpartition(".")[2] not in NO_DECAY
+EMBEDDINGS = ("cls_token", "reg_token", "dist_token", "pos_embed")
+
+
+def decays(name: str, parameter: Tensor, params: training.AdamW | None = None) -> bool:
+    """Whether weight decay applies: matrices only, no vectors, biases, added tokens or position tables.
+
+    The quirks of ``params`` let tokens and tables, or everything, decay.
+    """
+    last = name.rpartition(".")[2]
+    if params is not None and (params.quirk_decay_all or (params.quirk_decay_embeddings and last in EMBEDDINGS)):
+        return True
+    return parameter.ndim > 1 and last not in NO_DECAY
 
 
 def trainable(chain: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,17 +37,19 @@ def trainable(chain: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in chain.named_parameters() if p.requires_grad}
 
 
-def groups(named: Mapping[str, nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def groups(
+    named: Mapping[str, nn.Parameter], lr: float, weight_decay: float, params: training.AdamW | None = None
+) -> list[dict[str, Any]]:
     """One group with weight decay and one without, each with the ``base_lr`` that a schedule multiplies."""
-    decayed = [p for name, p in named.items() if decays(name, p)]
-    rest = [p for name, p in named.items() if not decays(name, p)]
+    decayed = [p for name, p in named.items() if decays(name, p, params)]
+    rest = [p for name, p in named.items() if not decays(name, p, params)]
     made = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return [{**group, "lr": lr, "base_lr": lr} for group in made if group["params"]]
 
 
 def adamw(params: training.AdamW, chain: Chain) -> torch.optim.Optimizer:
     """Fused AdamW (Loshchilov and Hutter 2019) over what is trainable in a chain."""
-    made = groups(trainable(chain), params.lr, params.weight_decay)
+    made = groups(trainable(chain), params.lr, params.weight_decay, params)
     return torch.optim.AdamW(made, lr=params.lr, betas=params.betas, eps=params.eps, fused=True)
 
 
@@ -52,7 +64,19 @@ def muon(params: training.Muon, chain: Chain) -> torch.optim.Optimizer:
     named, declared = trainable(chain), declared_matrices(chain)
     matrices = {named[name]: count for name, count in declared.items() if name in named}
     rest = {name: p for name, p in named.items() if name not in declared}
-    return Muon(matrices, groups(rest, params.others.lr, params.others.weight_decay), params)
+    return Muon(matrices, groups(rest, params.others.lr, params.others.weight_decay, params.others), params)
+
+
+def state_numbers(params: Params, chain: Chain) -> int:
+    """How many numbers an optimizer keeps beside what is trainable in a chain; two for each where it is not known."""
+    sizes = {name: p.numel() for name, p in trainable(chain).items()}
+    match params:
+        case training.SGD(momentum=momentum):
+            return sum(sizes.values()) if momentum else 0
+        case training.Muon():
+            matrices = declared_matrices(chain).keys()
+            return sum(size if name in matrices else 2 * size for name, size in sizes.items())
+    return 2 * sum(sizes.values())
 
 
 def declared_matrices(chain: Chain) -> dict[str, int]:

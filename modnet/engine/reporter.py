@@ -14,14 +14,14 @@ from rich.console import Console
 from torch import Tensor
 
 from modnet.engine.display import Display, Status
-from modnet.engine.loggers import MetricsLog, TensorBoard, sheet
+from modnet.engine.loggers import LOG, MetricsLog, TensorBoard, sheet
 
 
 class Reporter:
     """Reports the jobs of one stage; ``mean`` and ``std`` of the data make the sample images look natural.
 
-    ``console`` None is silent; ``tensorboard`` False writes no event files. ``told`` holds what was said once already;
-    reporters that share it do not repeat each other.
+    ``log`` names the file of metrics. ``console`` None is silent; ``tensorboard`` False writes no event files. ``told``
+    holds what was said once already; reporters that share it do not repeat each other.
     """
 
     def __init__(
@@ -34,10 +34,11 @@ class Reporter:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         told: set[str] | None = None,
+        log: str = LOG,
     ) -> None:
         self.folder, self.title, self.console = folder, title, console
         self.mean, self.std, self._wants_tensorboard = mean, std, tensorboard
-        self.log = MetricsLog(folder / "metrics.jsonl")
+        self.log = MetricsLog(folder / log)
         self._told = told if told is not None else set()
         self._board: TensorBoard | None = None
         self._display: Display | None = None
@@ -79,7 +80,7 @@ class Reporter:
         if self._display is not None:
             self._display.status.step = step
             self._display.status.images += images
-            self._display.update()
+            self._display.tick()
 
     def train(self, step: int, epoch: int, values: Mapping[str, Mapping[str, float]]) -> None:
         """Log ``loss``, ``lr`` and ``grad_norm`` by track after ``step`` steps, in epoch ``epoch`` (from 1)."""

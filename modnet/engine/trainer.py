@@ -6,6 +6,7 @@ randomness is keyed by step, epoch and sample, so weights, optimizer state and t
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from modnet.chain import Pass
 from modnet.engine.batch import Batch
+from modnet.engine.casting import cast_frozen
 from modnet.engine.checkpoint import Best, Checkpoint, Checkpoints, Progress, for_track, prefixed, read
 from modnet.engine.choices import Choice, choose, describe
 from modnet.engine.compiling import compiled
@@ -25,8 +27,12 @@ from modnet.engine.interrupts import Interrupts
 from modnet.engine.job import Job
 from modnet.engine.muon import Muon
 from modnet.engine.outcome import Outcome
+from modnet.engine.parallel import share_of, spread, unsynced
+from modnet.engine.ranks import SOLO, Team, sharing
 from modnet.engine.reporter import Reporter
+from modnet.engine.saving import Writer, copied
 from modnet.engine.tracks import LiveTrack, better, check_partition, module_device
+from modnet.engine.trials import dtype_trial
 from modnet.errors import Interrupted, RunFailed
 from modnet.store import atomic_write_json, read_json
 
@@ -35,14 +41,16 @@ MOST_STEPS_BETWEEN_LOGS = 50
 LOGS_PER_EPOCH = 4
 
 
-def train(job: Job, folder: Path, reporter: Reporter) -> Outcome:
+def train(job: Job, folder: Path, reporter: Reporter, team: Team = SOLO) -> Outcome:
     """Train ``job``, going on from its checkpoint under ``folder``; then the chains hold the selected weights.
+
+    The ranks of a ``team`` call it together, share every batch, and end with the same weights.
 
     Raises Interrupted after Ctrl-C (state saved), RunFailed on numbers that are not finite, a damaged checkpoint, a
     full disk or too little memory, ValueError if the tracks are not exactly what the objective trains.
     """
     with Interrupts() as interrupts:
-        loop = _Loop(job, folder, reporter)
+        loop = _Loop(job, folder, reporter, team)
         try:
             loop.resume()
             loop.run(interrupts)
@@ -50,21 +58,23 @@ def train(job: Job, folder: Path, reporter: Reporter) -> Outcome:
             reporter.finish(outcome.steps, outcome.metrics)
         finally:
             reporter.stop()
+            loop.writer.wait()
         return outcome
 
 
 class _Loop:
     """A job in training. ``progress.step`` counts finished optimizer steps."""
 
-    def __init__(self, job: Job, folder: Path, reporter: Reporter) -> None:
-        self.job, self.reporter, self.settings = job, reporter, job.settings
+    def __init__(self, job: Job, folder: Path, reporter: Reporter, team: Team = SOLO) -> None:
+        self.job, self.reporter, self.settings, self.team = job, reporter, job.settings, team
+        self.batches = share_of(job.batches, team)
         self.per_epoch = job.batches.steps_per_epoch
         self.total = job.settings.epochs * self.per_epoch
         self.log_every = min(MOST_STEPS_BETWEEN_LOGS, max(1, self.per_epoch // LOGS_PER_EPOCH))
         self.checkpoints = Checkpoints(folder, job.name)
         self.device = module_device(job.objective)
         self.choices_path = folder / "choices.json"
-        choices, self.known = choose(folder, job.settings, self.device)
+        choices, self.known = choose(folder, job.settings, self.device, lambda: dtype_trial(job, self.device))
         self.choices = describe(choices, self.known, self.device)
         reporter.say(check_partition(job))
         self.tracks = [LiveTrack(track, self.total, self.per_epoch) for track in job.tracks]
@@ -73,11 +83,15 @@ class _Loop:
         self.losses = torch.zeros(len(self.tracks), device=self.device)
         self.bad = torch.full((len(self.tracks),), -1, device=self.device)
         self.saved_at, self.saved_step = time.monotonic(), -1
+        self.writer = Writer()
+        self.learning = False  # whether the objective is in training mode
 
     def _obey(self, choices: dict[str, Choice]) -> None:
         self.autocast = choices["dtype"].value == "bf16"
+        if self.autocast:
+            cast_frozen(self.job.objective, torch.bfloat16)
         compiles = bool(choices["compile"].value)
-        self.objective = compiled(self.job.objective) if compiles else self.job.objective
+        self.objective = spread(compiled(self.job.objective) if compiles else self.job.objective, self.team)
         for track in self.tracks:
             if isinstance(track.optimizer, Muon):
                 track.optimizer.dtype = getattr(torch, choices["newton_schulz"].value)
@@ -86,7 +100,7 @@ class _Loop:
 
     def resume(self) -> None:
         """Take up the checkpoint if there is one, else begin (from ``job.start`` if that is given)."""
-        found = self.checkpoints.load()
+        found = self._found()
         if found is not None or not self.known:
             self.reporter.say_once(self.choices)
         if found is not None:
@@ -100,6 +114,12 @@ class _Loop:
         step = self.progress.step
         self.reporter.start(self.job.name, step, self.total, self.per_epoch, shown, self.job.score)
 
+    def _found(self) -> Checkpoint | None:
+        """The checkpoint; the leader reads it first, as it may have to mend what a killed process left."""
+        found = self.checkpoints.load() if self.team.leads else None
+        self.team.wait()
+        return found if self.team.leads else self.checkpoints.load()
+
     def _rewind_log(self, found: Checkpoint | None) -> None:
         """Cut ``metrics.jsonl`` back to the checkpoint, or to where this job first began."""
         path = self.checkpoints.path.with_name("begin.json")
@@ -112,7 +132,8 @@ class _Loop:
 
     def _restore(self, found: Checkpoint) -> None:
         self.progress = found.progress
-        self.losses.copy_(torch.tensor(found.progress.pending or [0.0] * len(self.tracks)))
+        if self.team.leads:  # sums over the ranks
+            self.losses.copy_(torch.tensor(found.progress.pending or [0.0] * len(self.tracks)))
         for track in self.tracks:
             left = track.load(for_track(found.weights, track.name), for_track(found.optimizer, track.name))
             if left:
@@ -146,7 +167,9 @@ class _Loop:
         """All remaining steps and validations."""
         batches: Iterator[Batch] | None = None
         while True:
-            if interrupts.asked and not self._finished():
+            # Ranks of a team stop and save at the same step, whoever was asked first.
+            asked, overdue = self.team.largest([interrupts.asked, self._overdue()])
+            if asked and not self._finished():
                 self._stop()
             if self._validation_due():
                 self._validate()
@@ -156,16 +179,17 @@ class _Loop:
             began = time.perf_counter()
             epoch, start = divmod(self.progress.step, self.per_epoch)
             if batches is None or start == 0:
-                batches = self.job.batches.epoch(epoch, start)
+                batches = self.batches.epoch(epoch, start)
             with self._device_errors():
                 self._train_step(next(batches))
             # Reading and augmentation count, or throughput would be that of the network alone.
             self.progress.seconds += time.perf_counter() - began
-            if self._checkpoint_due():
+            if self._checkpoint_due(bool(overdue)):
                 self._save()
 
     def _stop(self) -> NoReturn:
         self._save()
+        self.writer.wait()
         raise Interrupted(
             f"stopped after step {self.progress.step} of {self.total}; everything is saved in "
             f"{self.checkpoints.path}. Run the same command again to go on from there."
@@ -175,18 +199,20 @@ class _Loop:
         step = self.progress.step
         if step == 0:
             self.reporter.images(batch.x)
-        self.objective.train()
+        if not self.learning:
+            self.objective.train()
+            self.learning = True
         self._backward(batch, step)
         logs = (step + 1) % self.log_every == 0 or (step + 1) % self.per_epoch == 0
         norms = self._gradient_norms() if logs else {}
         for track in self.tracks:
             track.step(step)
         self.progress.step += 1
-        self.progress.images += len(batch)
+        self.progress.images += self.job.batches.batch_size
         self.progress.pending_steps += 1
         if logs:
             self._log(norms)
-        self.reporter.advance(self.progress.step, len(batch))
+        self.reporter.advance(self.progress.step, self.job.batches.batch_size)
 
     @contextmanager
     def _device_errors(self) -> Iterator[None]:
@@ -195,7 +221,7 @@ class _Loop:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            kept = f" The last checkpoint is {self.checkpoints.path}." if self.saved_step >= 0 else ""
+            kept = f" The last checkpoint is {self.checkpoints.path}." if self._kept() else ""
             raise RunFailed(
                 f"step {step + 1} needs more memory than {self.device} has free, with batch={self.settings.batch} in "
                 f"{self.settings.accumulate} part{'s' * (self.settings.accumulate > 1)}.{kept} "
@@ -216,13 +242,16 @@ class _Loop:
         """
         key, progress = self.job.key.fold("step", step), step // self.per_epoch / self.settings.epochs
         total = torch.zeros_like(self.losses)
-        for part in batch.split(self.settings.accumulate):
-            share = len(part) / len(batch)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                losses = self.objective(part, Pass(key, part.ids, part.extra, progress=progress))
-            stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
-            stacked.sum().backward()
-            total += stacked.detach()
+        parts = batch.split(self.settings.accumulate)
+        for part in parts:
+            # Gradients are averaged over the ranks, whose shares together are the batch.
+            share = self.team.size * len(part) / self.job.batches.batch_size
+            with unsynced(self.objective, wanted=part is not parts[-1]):
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                    losses = self.objective(part, Pass(key, part.ids, part.extra, progress=progress))
+                stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
+                stacked.sum().backward()
+            total += stacked.detach() / self.team.size
         self.losses += total
         # Where the first bad loss was is noted without waiting for the device.
         self.bad = torch.where((self.bad < 0) & ~total.isfinite(), step, self.bad)
@@ -233,7 +262,7 @@ class _Loop:
     def _log(self, norms: dict[str, Tensor]) -> None:
         self._check_finite()
         step, names = self.progress.step, [track.name for track in self.tracks]
-        losses = (self.losses / self.progress.pending_steps).tolist()
+        losses = (self.team.summed(self.losses) / self.progress.pending_steps).tolist()
         values = {
             "loss": dict(zip(names, losses, strict=True)),
             "lr": {track.name: track.lr for track in self.tracks},
@@ -245,11 +274,11 @@ class _Loop:
 
     def _check_finite(self) -> None:
         """Raise RunFailed if a loss, or a weight, is not a finite number."""
-        for track, bad in zip(self.tracks, self.bad.tolist(), strict=True):
+        for track, bad in zip(self.tracks, self.team.largest(self.bad.tolist()), strict=True):
             if bad < 0 and bool(track.finite()):
                 continue
             where = f"the loss at step {bad + 1}" if bad >= 0 else f"a weight after step {self.progress.step}"
-            kept = f"The last good checkpoint is {self.checkpoints.path}. " if self.saved_step >= 0 else ""
+            kept = f"The last good checkpoint is {self.checkpoints.path}. " if self._kept() else ""
             raise RunFailed(
                 f"{where} of track {track.name} is not a finite number (learning rate {track.lr:.3g}). {kept}"
                 f"Try a smaller learning rate (optimizer.lr={track.lr / 3:.2g}), a longer schedule.warmup, "
@@ -275,7 +304,9 @@ class _Loop:
         with ExitStack() as stack:
             for track in self.tracks:
                 stack.enter_context(track.averaged())
-            metrics = self.job.validate()
+            with sharing(self.team):
+                metrics = self.job.validate()
+            self.learning = False
             for track in self.tracks:
                 found = metrics.get(track.name, {})
                 if better(found, self.job.score, self.progress.best.get(track.name)):
@@ -285,23 +316,43 @@ class _Loop:
         self.progress.validated = epoch
         self.reporter.validation(self.progress.step, epoch, metrics)
 
-    def _checkpoint_due(self) -> bool:
+    def _overdue(self) -> bool:
+        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+
+    def _checkpoint_due(self, overdue: bool) -> bool:
         step, every = self.progress.step, self.settings.checkpoint_every
         if step % self.per_epoch == 0:
             return not self._validation_due()  # else the validation saves
         if every is not None:
             return step % every == 0
-        return time.monotonic() - self.saved_at >= CHECKPOINT_SECONDS
+        return overdue
 
     def _save(self) -> None:
+        """Copy the state and have it written while training goes on; the leader of a team writes."""
         self._check_finite()
-        self.progress.pending = self.losses.tolist()
-        self.progress.log_offset = self.reporter.sync()
+        self.progress.pending = self.team.summed(self.losses).tolist()
+        self.saved_at = time.monotonic()
+        if not self.team.leads:
+            self.saved_step = self.progress.step
+            return
+        self.writer.wait()
+        progress = copy.deepcopy(self.progress)
+        progress.log_offset = self.reporter.sync()
         weights = {k: v for t in self.tracks for k, v in prefixed(t.weights(), t.name).items()}
         state = {k: v for t in self.tracks for k, v in prefixed(t.optimizer_state(), t.name).items()}
         best = {track.name: track.best for track in self.tracks if track.best}
-        self.checkpoints.save(Checkpoint(self.progress, weights, state, best))
-        self.saved_at, self.saved_step = time.monotonic(), self.progress.step
+        found = Checkpoint(progress, copied(weights), copied(state), best)
+
+        def write() -> None:
+            self.checkpoints.save(found)
+            self.saved_step = progress.step
+
+        self.writer.start(write)
+
+    def _kept(self) -> bool:
+        """Whether there is a checkpoint, once what is being written is complete."""
+        self.writer.wait()
+        return self.saved_step >= 0
 
     def outcome(self) -> Outcome:
         """Leave the selected weights in the chains and say what came out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from modnet.chain import Chain
 from modnet.engine.losses import by_position
+from modnet.engine.ranks import sharing_team
 
 BINS = 15  # of the expected calibration error
 
@@ -91,35 +93,63 @@ def measure(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512,
     ``mask``: bool (classes,); the prediction is chosen among these classes only. The chain's training mode is as
     before afterwards. Raises ValueError on an empty set.
     """
-    tally = _Tally()
+    team, mine = sharing_team(), []
     with evaluating(chain):
-        for logits, labels in logits_of(chain, images, dataset, batch):
+        own = Turns(images, team.rank, team.size) if team.size > 1 else images
+        for logits, labels in logits_of(chain, own, dataset, batch):
             if mask is not None:
                 logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
-            tally.add(logits, labels)
-    return dataclasses.replace(tally.scores(), text=chain.gives is not None and chain.gives["per"] == "position")
+            mine.append(_Tally.of(logits, labels))
+    # Batches count in their order whoever measured them, so that sums are the same bits for any number of ranks.
+    shares = team.gathered(mine)
+    turns = [share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)]
+    text = chain.gives is not None and chain.gives["per"] == "position"
+    return dataclasses.replace(sum(turns, _Tally()).scores(), text=text)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Every ``of``-th batch of some images, from batch ``first`` on: what one of several ranks measures."""
+
+    images: Images
+    first: int
+    of: int
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (b, C, H, W) and int64 labels (b,)."""
+        return itertools.islice(self.images.batches(size), self.first, None, self.of)
 
 
 class _Tally:
-    """Sums over batches, in integers and float64, so that the batch size changes nothing."""
+    """Sums in integers and float64."""
 
     def __init__(self) -> None:
         self.count = self.first = self.fifth = 0
         self.nll = 0.0
         self.bins = torch.zeros(3, BINS, dtype=torch.float64)  # images, hits, confidence
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits (b, classes), labels (b,)."""
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> _Tally:
+        """A batch's: logits (b, classes), labels (b,)."""
+        tally = cls()
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         confidence = logits.softmax(dim=1).amax(dim=1).double()
-        self.count += len(labels)
-        self.first += int(hits[:, 0].sum())
-        self.fifth += int(hits.sum())
-        self.nll += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
+        tally.count = len(labels)
+        tally.first = int(hits[:, 0].sum())
+        tally.fifth = int(hits.sum())
+        tally.nll = float(F.cross_entropy(logits.double(), labels, reduction="sum"))
         place = (confidence * BINS).ceil().sub(1).clamp(0, BINS - 1).long().cpu()
         rows = torch.stack([torch.ones_like(confidence), hits[:, 0].double(), confidence]).cpu()
-        self.bins.index_add_(1, place, rows)
+        tally.bins.index_add_(1, place, rows)
+        return tally
+
+    def __add__(self, other: _Tally) -> _Tally:
+        total = _Tally()
+        total.count, total.first = self.count + other.count, self.first + other.first
+        total.fifth, total.nll = self.fifth + other.fifth, self.nll + other.nll
+        total.bins = self.bins + other.bins
+        return total
 
     def scores(self) -> Scores:
         """The scores of all that was counted; raises ValueError if nothing was."""

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modnet.chain import Chain, Port, parameter_count
 from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
 from modnet.layers.expert_attention import ExpertAttention
+from modnet.layers.head import Head
 from modnet.layers.moe import MoE
 
 
@@ -40,12 +41,36 @@ def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
     Places of experts are counted in whole numbers for all tokens of a batch, so there a batch costs less than its
     inputs one by one.
     """
-    twin = on_meta(chain).eval()
+    twin = on_meta(chain).eval().requires_grad_(False)  # the counter looks for gradients, of views as well
     with _counter() as counter, torch.no_grad():
         twin(example(port, batch, device="meta"))
     parameters = parameter_count(chain)
     idle = sum(part.idle_parameters() for part in chain.modules() if isinstance(part, MoE | ExpertAttention))
     return Cost(parameters, counter.get_total_flops() // 2, parameters - idle)
+
+
+def published_macs(chain: Chain, port: Port) -> int:
+    """The multiply-adds of :func:`cost`, and 5 for every element that a LayerNorm normalises.
+
+    So published tables count Vision Transformers (SN-Net, arXiv 2302.06586; Deep Incubation, arXiv 2212.04129):
+    softmax, GELU and sums count nothing, and the last norm acts on all tokens before the class token is taken.
+    """
+    twin = on_meta(chain).eval()
+    norms = [0]
+
+    def note(given: Tensor) -> None:
+        norms[0] += 5 * given.numel()
+
+    for leaf in twin.leaves:
+        if isinstance(leaf, Head):
+            leaf.register_forward_hook(lambda _, given, __: note(given[0]))
+            continue
+        for part in leaf.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.register_forward_hook(lambda _, __, out: note(out))
+    with torch.no_grad():
+        twin(example(port, device="meta"))
+    return cost(chain, port).macs + norms[0]
 
 
 def training_flops(chain: Chain, port: Port, input_grad: bool = False) -> float:

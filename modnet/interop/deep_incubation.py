@@ -6,6 +6,7 @@ tensor twice, under ``stages.{k}.…`` and under flat timm names, since the same
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,18 @@ from torch import Tensor
 from modnet.chain import Chain, Port
 from modnet.errors import RequestError
 from modnet.interop.files import read_torch, write_torch
-from modnet.interop.keys import Loaded, State, check_published, load_published, published_state
+from modnet.interop.keys import (
+    Loaded,
+    State,
+    check_published,
+    load_published,
+    published_state,
+    split_experts,
+    stacked_experts,
+)
 from modnet.models.vit import vit
-from modnet.recipe.models import ViT
+from modnet.models.vmoe import vmoe
+from modnet.recipe.models import ViT, VMoE
 
 
 def stages_of(content: Mapping[str, Any], source: str) -> list[State]:
@@ -115,9 +125,13 @@ def load_stages(chain: Chain, stages: Sequence[Mapping[str, Tensor]], source: st
     return [load_published(*module) for module in named]
 
 
-def write_stages(chain: Chain, path: Path, **extra: Any) -> None:
-    """Write a chain as a Deep Incubation checkpoint: ``model_stages``, the doubled ``model``, and extras."""
+def write_stages(chain: Chain, path: Path, *, split: bool = False, **extra: Any) -> None:
+    """Write a chain as a Deep Incubation checkpoint: ``model_stages``, the doubled ``model``, and extras.
+
+    ``split``: with a tensor for each expert, as older fastmoe has it.
+    """
     stages = [published_state(module) for module in chain]
+    stages = [split_experts(stage) for stage in stages] if split else stages
     write_torch({"model": doubled(stages), "model_stages": stages, **extra}, path)
 
 
@@ -129,7 +143,7 @@ def architecture(
     Heads and the norm's eps are in no tensor: by default a head for every 64 channels (80 for the huge model), and
     1e-5 without qkv bias, else 1e-6, as published. Raises RequestError if stem or head is missing.
     """
-    flat = flattened(stages)
+    flat = stacked_experts(flattened(stages))
     absent = {"patch_embed.proj.weight", "pos_embed", "cls_token", "head.weight"} - flat.keys()
     if absent:
         raise RequestError(f"these modules are no whole network: {', '.join(sorted(absent))} missing")
@@ -140,17 +154,34 @@ def architecture(
         width=width,
         depths=tuple(depth_of(stage) for stage in stages),
         heads=heads or max(1, width // (80 if width == 1280 else 64)),
-        mlp_ratio=flat["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        mlp_ratio=_hidden(flat) / width,
         patch=patch,
         qkv_bias=biased,
         norm_eps=norm_eps or (1e-6 if biased else 1e-5),
     )
     port = Port.of("image", channels=channels, size=side * patch)
-    return params, port, flat["head.weight"].shape[0]
+    return _with_experts(params, flat), port, flat["head.weight"].shape[0]
+
+
+def _hidden(flat: State) -> int:
+    """Units of the first perceptron that is no expert's; four times the width where there is none."""
+    first = next((t for name, t in flat.items() if name.endswith(".mlp.fc1.weight")), None)
+    return first.shape[0] if first is not None else 4 * flat["cls_token"].shape[-1]
+
+
+def _with_experts(params: ViT, flat: State) -> ViT:
+    """The parameters of a V-MoE if some blocks hold experts; how many a token goes to is in no tensor, so 2."""
+    held = sorted({int(name.split(".")[1]) for name in flat if re.match(r"blocks\.\d+\.moe\.", name)})
+    if not held:
+        return params
+    experts, hidden, width = flat[f"blocks.{held[0]}.moe.experts.htoh4.weight"].shape
+    shape = {name: getattr(params, name) for name in ViT.model_fields if name not in ("name", "mlp_ratio")}
+    return VMoE(**shape, mlp_ratio=hidden / width, experts=experts, placement=held)
 
 
 def chain_of(stages: Sequence[Mapping[str, Tensor]], heads: int | None = None, norm_eps: float | None = None) -> Chain:
     """The network of a checkpoint's modules, built and loaded; see :func:`architecture`."""
-    chain = vit(*architecture(stages, heads, norm_eps))
+    params, port, classes = architecture(stages, heads, norm_eps)
+    chain = vmoe(params, port, classes) if isinstance(params, VMoE) else vit(params, port, classes)
     load_stages(chain, stages, "the checkpoint")
     return chain

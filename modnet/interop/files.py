@@ -54,7 +54,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise RequestError(f"there is no checkpoint {path}") from error
         except (SafetensorError, OSError) as error:
             raise RequestError(f"{path} cannot be read as safetensors: {error}") from error
-    content = read_torch(path)
+    return tensors_of(read_torch(path), path)
+
+
+def tensors_of(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The flat state dict of a file's content, taken out of ``model`` or ``state_dict``; raises RequestError."""
     for name in ("model", "state_dict"):
         if isinstance(content.get(name), dict):
             content = content[name]

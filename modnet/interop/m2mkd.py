@@ -12,7 +12,7 @@ from modnet.chain import Chain
 from modnet.errors import RequestError
 from modnet.interop.deep_incubation import depth_of, stages_of
 from modnet.interop.files import read_torch, write_torch
-from modnet.interop.keys import Loaded, State, load_published, published_state
+from modnet.interop.keys import Loaded, State, load_published, published_state, split_experts
 
 STITCHES = ("*pre_stitch.*", "*post_stitch.*")
 
@@ -71,9 +71,13 @@ def read_student_module(path: Path) -> State:
     return stages[0]
 
 
-def write_student_module(module: Chain, path: Path) -> None:
-    """Write one student module, stitches included, as the published code's file."""
+def write_student_module(module: Chain, path: Path, *, split: bool = False) -> None:
+    """Write one student module, stitches included, as the published code's file.
+
+    ``split``: with a tensor for each expert, as older fastmoe has it.
+    """
     state = published_state(module)
+    state = split_experts(state) if split else state
     write_torch({"model_stages": [state]}, path)
 
 

@@ -23,7 +23,7 @@ from modnet.errors import RunFailed
 from modnet.evaluation.accuracy import measure
 from modnet.evaluation.cost import training_flops
 from modnet.methods.base import NETWORK, Inputs, Kept, Method, module_name, same_count
-from modnet.methods.modulewise import ModuleObjective
+from modnet.methods.modulewise import Known, ModuleObjective, into
 from modnet.recipe.stages import Align
 
 SCORE = "aligned"  # mean top-1 of all hybrids and the meta itself: one score for all, so that one epoch is chosen
@@ -33,29 +33,36 @@ LOST = 0.1  # a hybrid that keeps less than this share of the teacher's lead ove
 class AlignObjective(ModuleObjective):
     """The distance of every meta module to the teacher's module, on inputs of the teacher and of the meta itself."""
 
+    tailed = False
+
     def __init__(self, teacher: Chain, meta: Chain, kd: Align) -> None:
         super().__init__(teacher, dict(enumerate(meta)))
         self.kd, self.last = kd, len(meta) - 1
         self.final = teacher[self.last].frozen()
         self.prefixes = [int((module.gives and module.gives["prefix"]) or 0) for module in teacher]
 
-    def inputs(self, x: Tensor) -> list[Tensor]:
+    def frozen_outputs(self, x: Tensor, known: Known) -> Known:
         """What enters each of the teacher's modules, and its logits; no gradient."""
-        flowing = super().inputs(x)
+        if all(name in known for name in self.replayable(prefix=True)):
+            return {into(0): x} | known
         with torch.no_grad():
-            flowing.append(self.final(flowing[-1]))
-        return flowing
+            found = self.entering(x, known)
+            return {into(self.last + 1): self.final(found[into(self.last)])} | found
+
+    def replayable(self, prefix: bool) -> list[str]:
+        """The teacher's features behind every module, whatever ``prefix`` says: they are the targets."""
+        return [into(i + 1) for i in self.places]
 
     def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
         """A scalar loss for every module's track."""
-        flowing = self.inputs(batch.x)
+        known = self.frozen_outputs(batch.x, batch.replayed())
         losses, entering = {}, batch.x
         for i in self.places:
             own = ctx.enter("module", i)
             given = self.learners[str(i)](entering, own)
-            losses[module_name(i)] = sum(own.losses.values(), self.loss(i, given, flowing, batch))
+            losses[module_name(i)] = sum(own.losses.values(), self.loss(i, given, given, known, batch))
             if i < self.last:
-                entering = self.mixed(given.detach(), flowing[i + 1], batch.ids, own)
+                entering = self.mixed(given.detach(), known[into(i + 1)], batch.ids, own)
         return losses
 
     def mixed(self, own: Tensor, theirs: Tensor, ids: Tensor, ctx: Pass) -> Tensor:
@@ -65,9 +72,9 @@ class AlignObjective(ModuleObjective):
         picked = ctx.key.fold("mix").uniform(ids)[:, 0] < self.kd.mix
         return torch.where(picked.view(-1, *[1] * (own.ndim - 1)), own, theirs)
 
-    def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
+    def loss(self, i: int, given: Tensor, ended: Tensor, known: Known, batch: Batch) -> Tensor:
         """Distance to the teacher's features; for the last module, distillation of its logits."""
-        kd, target = self.kd, flowing[i + 1]
+        kd, target = self.kd, known[into(i + 1)]
         if i < self.last:
             return feature_distance(given, target, self.prefixes[i])
         term = kd_term(given, target, kd.tau, "soft", kd.kd_norm)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from modnet.chain import Chain
 from modnet.engine.job import Metrics
 from modnet.errors import RequestError
-from modnet.evaluation.accuracy import measure
 from modnet.layers.drop_path import set_drop_path
 from modnet.methods.base import BEFORE, NETWORK, Inputs, Kept
 from modnet.methods.supervised import WholeMethod
@@ -28,13 +27,17 @@ class Assembly(WholeMethod):
         self.kd = stage.kd
         if stage.kd is not None:
             self.teacher = inputs.network(stage.kd.teacher, self.dataset, self.key)
-        self.before_top1 = measure(self.before, self.dataset.val, self.dataset).top1
+        self.before_top1 = inputs.val_top1(self.before, self.dataset)
         inputs.say(f"assembled: {self.how}; before fine-tuning {self.before_top1:.2f} % on val")
 
     def join(self, stage: Assemble) -> tuple[Chain, str]:
         """The network of the modules, and what happened to their tensors, in words."""
         way, family = stage.stitches, self.inputs.family(self.model_name(stage))
-        if way == "auto":
+        if stage.model is not None and way not in ("auto", "drop"):
+            raise RequestError(f"stitches: {way} joins the modules themselves; with `model:` only drop is possible")
+        if stage.model is not None:
+            way = "drop"
+        elif way == "auto":
             way = "fold" if family.whole and foldable(self.modules) else "drop"
         if way == "drop":
             network = self.inputs.fresh(self.model_name(stage), self.dataset, self.key)
@@ -56,7 +59,9 @@ class Assembly(WholeMethod):
         return fold_stitches(network), f"{len(self.modules) - 1} pairs of stitches folded into one matrix each"
 
     def model_name(self, stage: Assemble) -> str:
-        """The name of the model whose modules were trained."""
+        """The name of the model that comes out: the one asked for, else the one whose modules were trained."""
+        if stage.model is not None:
+            return stage.model
         source = self.inputs.recipe.stages[stage.from_]
         if isinstance(source, Incubate):
             return source.model

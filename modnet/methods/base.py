@@ -11,14 +11,23 @@ import torch
 
 from modnet.chain import Chain
 from modnet.data import Dataset, load
+from modnet.data.files import data_home
 from modnet.data.loaders import TrainBatches
 from modnet.engine.artifacts import load_chain
+from modnet.engine.batch import Batches
+from modnet.engine.choices import Choice, remember
 from modnet.engine.job import Job, Metrics, Track
+from modnet.engine.ranks import ALONE, World
+from modnet.engine.replay import Replay
 from modnet.errors import RequestError
+from modnet.evaluation.accuracy import measure
+from modnet.interop import published
 from modnet.layers.adapters import see
 from modnet.layers.drop_path import set_drop_path
+from modnet.methods.replaying import Filler, ReplayedBatches
 from modnet.randomness import Key
 from modnet.recipe import Recipe
+from modnet.recipe.models import Timm, Weighted
 from modnet.recipe.stages import TrainingStage
 from modnet.registry import MODELS, Params
 from modnet.store import Store
@@ -38,6 +47,23 @@ class Inputs:
     keys: Mapping[str, str]
     say: Callable[[str], None] = print
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    home: Path | None = None  # the folder of the stage that is running
+    world: World = ALONE
+
+    def chosen(self, name: str, make: Callable[[], Choice], told: str) -> Choice:
+        """An automatic choice of the running stage: made once, told with its reason, stored and obeyed later.
+
+        Of several processes the first makes it, and all call this in the same order.
+        """
+        if self.home is None:
+            return make()
+        made = remember(self.home, name, make) if self.world.team.leads else None
+        agreed = self.world.team.told(made)
+        assert agreed is not None
+        choice, new = agreed
+        if new:
+            self.say(f"{told}: {str(choice.value).lower()} ({choice.reason})")
+        return choice
 
     def key(self, stage: Any) -> Key:
         """The random key of a stage: its seed and verb, never its name."""
@@ -64,15 +90,37 @@ class Inputs:
         rate = stage.drop_path if stage.drop_path is not None else getattr(self.recipe.models[model], "drop_path", 0.0)
         return float(rate)
 
+    def val_top1(self, network: Chain, dataset: Dataset) -> float:
+        """Top-1 of a network on val, in percent."""
+        return measure(network, dataset.val, dataset).top1
+
     def folder(self, stage: str) -> Path:
         """The artifact folder of an earlier stage."""
         return self.store.folder(self.keys[stage])
 
     def network(self, name: str, dataset: Dataset, key: Key) -> Chain:
-        """The trained network of an earlier stage, or a model that brings its own weights, for a data set's images."""
+        """The trained network of an earlier stage, or a model that brings its own weights, for a data set's images.
+
+        Raises RequestError for a model whose weights tell other classes apart: its classifier would be a random one.
+        """
         if name in self.recipe.stages:
             return see(self.stored(name, NETWORK), dataset.mean, dataset.std)
+        self._must_know(name, dataset)
         return self.fresh(name, dataset, key)
+
+    def _must_know(self, model: str, dataset: Dataset) -> None:
+        params = self.recipe.models[model]
+        if not isinstance(params, Timm):
+            return
+        from modnet.models.timm_weights import taught_classes
+
+        known, wanted = taught_classes(params), len(dataset.classes)
+        if known is not None and known != wanted:
+            raise RequestError(
+                f"models.{model}: the weights of {params.name} tell {known} classes apart and the data has {wanted}: "
+                f"its classifier would be a random one. Train it in a stage first ({{run: train, model: {model}, "
+                "tune: head}, then all of it) and name that stage instead"
+            )
 
     def modules(self, name: str) -> list[Chain]:
         """The modules that an incubation or distillation stage trained, in order."""
@@ -85,10 +133,15 @@ class Inputs:
 
 
 def build(params: Params, dataset: Dataset, key: Key) -> Chain:
-    """A model for the images and classes of a data set; all its random draws follow from the key."""
+    """A model for the images and classes of a data set; all its random draws follow from the key.
+
+    With ``weights`` of its own, it starts from that checkpoint; raises RequestError for one that does not fit.
+    """
     with key.forked():
         builder = MODELS.get(str(params.name)).resolve()  # type: ignore[attr-defined]
         chain: Chain = builder(params, dataset.port, len(dataset.classes))
+    if isinstance(params, Weighted) and params.weights is not None:
+        published.load(chain, Path(params.weights))
     return see(chain, dataset.mean, dataset.std)
 
 
@@ -109,15 +162,21 @@ class Method:
     """How one kind of stage learns: it gives jobs to the trainer and says what to keep; it never loops itself."""
 
     stage: TrainingStage
+    _replay: Replay | None = None
+    facts: dict[str, Any]  # for the stage's result, beside those of ``keep``
 
     def __init__(self, stage: Any, inputs: Inputs) -> None:
-        self.stage, self.inputs = stage, inputs
+        self.stage, self.inputs, self.facts = stage, inputs, {}
         self.key = inputs.key(stage)
         self.dataset = inputs.dataset(stage.data)
 
     def jobs(self) -> list[Job]:
         """The training runs of this stage, in order; each resumes by itself."""
         raise NotImplementedError
+
+    def job_costs(self) -> list[float] | None:
+        """What each job costs beside the others, by which jobs are dealt to processes; None: all share every job."""
+        return None
 
     def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """What goes into the store once the jobs are done; ``metrics`` on val by track, of the weights selected."""
@@ -130,8 +189,25 @@ class Method:
     def job(self, name: str, objective: Any, tracks: list[Track], validate: Any, **extra: Any) -> Job:
         """A job on this stage's data and settings."""
         extra.setdefault("score", self.dataset.score)
-        batches = TrainBatches(self.dataset, self.stage.batch, self.key, self.stage.augment, self.inputs.device)
-        return Job(name, objective, tracks, batches, self.stage, self.key, validate, **extra)
+        return Job(name, objective, tracks, self.batches(objective), self.stage, self.key, validate, **extra)
+
+    def batches(self, objective: Any) -> Batches:
+        """The stage's training batches; with ``replay`` they bring what the objective's frozen parts give."""
+        stage, seed = self.stage, self.stage.data_seed
+        key = self.key if seed is None else Key.of(seed, "data")
+        batches = TrainBatches(self.dataset, stage.batch, key, stage.augment, self.inputs.device, stage.repeats)
+        how = getattr(stage, "replay", None)
+        if how is None:
+            return batches
+        if self._replay is None:
+            filler = Filler(self.taught(objective), batches, stage, how, self.inputs.say)
+            self._replay, facts = filler.ready(data_home() / "replays", self.key.fold("check"))
+            self.facts |= facts
+        return ReplayedBatches(batches, self._replay, objective.replayable(how.prefix))
+
+    def taught(self, objective: Any) -> Any:
+        """The objective whose frozen outputs are stored for all jobs of the stage."""
+        return objective
 
     def track(self, name: str, chain: Chain) -> Track:
         """A track with this stage's optimizer, schedule, clip and EMA."""

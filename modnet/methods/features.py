@@ -17,29 +17,40 @@ from modnet.engine.batch import Batch
 from modnet.engine.losses import base_loss, blend, kd_term
 from modnet.evaluation.cost import training_flops
 from modnet.methods.base import Inputs, student_modules
-from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
+from modnet.methods.modulewise import Known, ModuleObjective, ModulewiseMethod, into
 from modnet.recipe.stages import Features
 
 
 class FeatureObjective(ModuleObjective):
     """Smooth L1 to the teacher's features for every module but the last; logit distillation for the last."""
 
+    tailed = False
+
     def __init__(self, teacher: Chain, modules: Mapping[int, Chain], kd: Features) -> None:
         super().__init__(teacher, modules)
         self.kd, self.last = kd, len(teacher) - 1
-        after = max(self.places)
-        self.final = teacher[after].frozen()
+        self.final = teacher[max(self.places)].frozen()
 
-    def inputs(self, x: Tensor) -> list[Tensor]:
+    def frozen_outputs(self, x: Tensor, known: Known) -> Known:
         """What enters each of the teacher's modules, and what the last one needed gives."""
-        flowing = super().inputs(x)
+        if all(name in known for name in self.replayable(prefix=True)):
+            return {into(0): x} | known
         with torch.no_grad():
-            flowing.append(self.final(flowing[-1]))
-        return flowing
+            found, after = self.entering(x, known), max(self.places)
+            return {into(after + 1): self.final(found[into(after)])} | found
 
-    def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
+    def replayable(self, prefix: bool) -> list[str]:
+        """The teacher's features at both ends of every module, whatever ``prefix`` says: they are the targets."""
+        ends = sorted({j for i in self.places for j in (i, i + 1)} - {0})
+        return [into(j) for j in ends]
+
+    def ended(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The outputs: no tail is needed."""
+        return dict(given)
+
+    def loss(self, i: int, given: Tensor, ended: Tensor, known: Known, batch: Batch) -> Tensor:
         """The distance of what student module ``i`` gave to what the teacher's module gives."""
-        kd, target = self.kd, flowing[i + 1]
+        kd, target = self.kd, known[into(i + 1)]
         if i < self.last:
             return F.smooth_l1_loss(given, target, beta=kd.beta)
         term = kd_term(given, target, kd.tau, "soft", kd.kd_norm)

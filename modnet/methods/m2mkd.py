@@ -21,7 +21,7 @@ from modnet.engine.batch import Batch
 from modnet.engine.losses import base_loss, blend, kd_term
 from modnet.evaluation.cost import training_flops
 from modnet.methods.base import Inputs, same_count, student_modules
-from modnet.methods.modulewise import ModuleObjective, ModulewiseMethod
+from modnet.methods.modulewise import Known, ModuleObjective, ModulewiseMethod, into
 from modnet.recipe.stages import M2mkd
 
 
@@ -38,16 +38,30 @@ class M2mkdObjective(ModuleObjective):
             _ = meta[:i] + teacher[i] + meta[i + 1 :]
         self.teachers = nn.ModuleDict({str(i): teacher[i].frozen() for i in self.places})
 
-    def loss(self, i: int, given: Tensor, flowing: list[Tensor], batch: Batch) -> Tensor:
-        """(1 − α) · base + α · distillation at the end of the meta's tail, and the hint before it."""
-        kd, tail = self.kd, self.tails[str(i)]
-        logits = tail(given)
+    def frozen_outputs(self, x: Tensor, known: Known) -> Known:
+        """What enters the modules, and the teacher's logits (``target2``) and outputs (``taught2``) of each."""
         with torch.no_grad():
-            taught = self.teachers[str(i)](flowing[i])
-            target = tail(taught)
-        term = kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm)
-        loss = blend(base_loss(batch, logits, self.smoothing), term, kd.alpha)
-        return loss + kd.hint * F.smooth_l1_loss(given, taught) if kd.hint and i < self.last else loss
+            found = self.entering(x, known)
+            if all(name in found for name in self.replayable(prefix=False)):
+                return found
+            taught = {i: self.teachers[str(i)](found[into(i)]) for i in self.places}
+            targets = self.through(taught)
+        found |= {f"taught{i}": y for i, y in taught.items() if f"taught{i}" in self.replayable(prefix=False)}
+        return found | {f"target{i}": y for i, y in targets.items()}
+
+    def replayable(self, prefix: bool) -> list[str]:
+        """The teacher's logits, with a hint its features as well; ``prefix``: what enters the modules."""
+        hinted = [f"taught{i}" for i in self.places if self.kd.hint and i < self.last]
+        return [*(f"target{i}" for i in self.places), *hinted, *super().replayable(prefix)]
+
+    def loss(self, i: int, given: Tensor, ended: Tensor, known: Known, batch: Batch) -> Tensor:
+        """(1 − α) · base + α · distillation at the end of the meta's tail, and the hint before it."""
+        kd = self.kd
+        term = kd_term(ended, known[f"target{i}"], kd.tau, kd.kind, kd.kd_norm)
+        loss = blend(base_loss(batch, ended, self.smoothing), term, kd.alpha)
+        if not (kd.hint and i < self.last):
+            return loss
+        return loss + kd.hint * F.smooth_l1_loss(given, known[f"taught{i}"])
 
 
 class M2mKD(ModulewiseMethod):

@@ -21,7 +21,7 @@ from modnet.recipe.stages import HintonKD, Teaching, Train
 from modnet.surgery.adapting import adapt
 from modnet.surgery.freezing import only_head
 
-TRACK = "network"
+TRACK, TARGET = "network", "target"
 
 
 class WholeNetwork(nn.Module):
@@ -39,11 +39,21 @@ class WholeNetwork(nn.Module):
         logits = self.chain(batch.x, ctx)
         loss = base_loss(batch, logits, self.smoothing)
         if self.teacher is not None and self.kd is not None:
-            with torch.no_grad():
-                target = self.teacher(batch.x)
+            target = self.frozen_outputs(batch.x, batch.replayed())[TARGET]
             kd = self.kd
             loss = blend(loss, kd_term(logits, target, kd.tau, kd.kind, kd.kd_norm), kd.alpha)
         return {TRACK: sum(ctx.losses.values(), loss)}
+
+    def frozen_outputs(self, x: Tensor, known: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The teacher's logits for images (B, …), if there is one and they are not known."""
+        if TARGET in known or self.teacher is None:
+            return known
+        with torch.no_grad():
+            return {TARGET: self.teacher(x)}
+
+    def replayable(self, prefix: bool) -> list[str]:
+        """The name of the teacher's logits, if there is a teacher."""
+        return [TARGET] if self.teacher is not None else []
 
 
 class WholeMethod(Method):

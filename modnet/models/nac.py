@@ -33,6 +33,7 @@ def nac(params: NAC, port: Port, classes: int) -> Chain:
         residual=params.read_in_residual,
         weight=params.repulsion,
         hinge=params.hinge,
+        quirk_student_scale=params.quirk_student_scale,
         **_common(params),
     )
     read_out = ReadOut(
@@ -63,6 +64,7 @@ def _propagators(params: NAC, codes: int) -> list[Propagator]:
         "stochastic": params.stochastic,
         "temperature": params.temperature,
     }
+    blocks = {"clusters": params.graph.groups, "p_in": params.graph.p_in, "p_out": params.graph.p_out}
     repeats = params.iterations if params.share_weights else 1
     return [
         Propagator(
@@ -78,6 +80,7 @@ def _propagators(params: NAC, codes: int) -> list[Propagator]:
             hears=params.hears_inputs,
             drop_path=params.drop_path,
             kernel=kernel,
+            blocks={"weight": params.blocks, **blocks} if params.blocks else None,
             **_common(params),
         )
         for depth in range(0, params.iterations, repeats)

@@ -23,6 +23,8 @@ STANDS_FOR: Mapping[type[Module], type[Module]] = {
 }
 FIXED = ("code", "state")  # what a student has in place of latents; it stays behind
 GRID = "tokenizer.grid"
+REFERENCE_SCALE = 1e-6
+"""Where the published read-in student's feed-forward network starts, as its setting is lost on the way."""
 
 
 def student(network: Chain, i: int, width: int) -> Chain:
@@ -45,7 +47,10 @@ def _student_of(leaf: Module) -> Module:
     if found is None:
         return leaf
     known = inspect.signature(found).parameters
-    return found(**{name: value for name, value in given.items() if name in known})
+    kept = {name: value for name, value in given.items() if name in known}
+    if given.get("quirk_student_scale"):
+        kept["scale"] = REFERENCE_SCALE
+    return found(**kept)
 
 
 @torch.no_grad()

@@ -46,6 +46,14 @@ def timm_state(params: Timm, create: Create) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
+def taught_classes(params: Timm) -> int | None:
+    """How many classes the weights of a timm model tell apart; None if they are drawn afresh or do not say."""
+    if params.weights is not None and not params.weights.startswith(PREFIX):
+        return _local(Path(params.weights), params.model).get("num_classes")
+    config = timm.get_pretrained_cfg(params.model) if params.weights or params.pretrained else None
+    return None if config is None else int(config.num_classes)
+
+
 def _packaged(package: str, name: str) -> dict[str, Any]:
     """What tells timm to take the tensors of an installed package."""
     entry = PACKAGES[package]

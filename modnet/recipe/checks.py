@@ -13,7 +13,7 @@ from modnet.recipe.problems import Path
 from modnet.recipe.references import Named, resolve_suite
 from modnet.recipe.routers import places
 from modnet.recipe.routing import Converted, Split
-from modnet.recipe.sources import ClassSubset, Source
+from modnet.recipe.sources import facts_of
 from modnet.recipe.stages import (
     Align,
     Assemble,
@@ -28,7 +28,7 @@ from modnet.recipe.stages import (
     Train,
     TrainingStage,
 )
-from modnet.registry import DATA, Params
+from modnet.registry import MODELS, Params
 
 IMAGES = {"size": "pixels", "channels": "channels", "classes": "classes"}  # what a network is built for, by fact
 
@@ -41,7 +41,7 @@ def network_of(name: str, recipe: Named) -> str | None:
     if isinstance(stage, Train):
         return stage.model or (network_of(stage.from_, recipe) if stage.from_ else None)
     if isinstance(stage, Assemble):
-        return network_of(stage.from_, recipe)
+        return stage.model or network_of(stage.from_, recipe)
     if isinstance(stage, Incubate):
         return stage.model
     if isinstance(stage, Route):
@@ -167,8 +167,10 @@ def _distill(checker: Checker, stage: Distill) -> None:
 
 
 def _assemble(checker: Checker, stage: Assemble) -> None:
-    """Stitches fold only where there are some, and no norm lies between two of them."""
+    """Stitches fold only where there are some and no norm lies between two; modules go into their own family."""
     source = checker.recipe.stages[stage.from_]
+    into, taught = checker.role("model", stage.model), checker.role("from", stage.from_)
+    checker.equal(into, taught, "modules are loaded into a model of their own family", _family, "change `model`")
     if stage.stitches != "fold":
         return
     if isinstance(source, Incubate):
@@ -177,6 +179,10 @@ def _assemble(checker: Checker, stage: Assemble) -> None:
     elif getattr(source, "stitch", "") == "ln-linear":
         why = f"{stage.from_} has stitch: ln-linear, of which two do not fold, as a LayerNorm lies between them"
         checker.say(("stitches",), f"{why}; set its `stitch: linear`, or here `stitches: drop` or `keep`")
+
+
+def _family(role: Role) -> str:
+    return MODELS.get(str(role.params.name)).base  # type: ignore[attr-defined]
 
 
 def _converted(checker: Checker, stage: Converted) -> None:
@@ -199,17 +205,9 @@ def _converted(checker: Checker, stage: Converted) -> None:
         checker.say((key,), f"{hidden} hidden units of {role.model}'s MLPs do not divide into {parts} equal parts")
 
 
-def _facts(source: Source) -> dict[str, Any]:
-    """What is known of a source without loading it: its entry's facts, and what its parameters say."""
-    if isinstance(source, ClassSubset) and isinstance(source.of, Source):
-        return {**_facts(source.of), "classes": len(source.classes)}
-    stated = {key: getattr(source, key) for key in ("size", "channels") if hasattr(source, key)}
-    return {**DATA.get(source.name).facts, **stated}
-
-
 def _patch_fits(checker: Checker, stage: TrainingStage) -> None:
     source = checker.recipe.data.get(stage.data)
-    size = _facts(source).get("size") if source else None
+    size = facts_of(source).get("size") if source else None
     for key in ("model", "student"):
         role = checker.role(key, getattr(stage, key, None))
         patch = role.get("patch") if role else None
@@ -229,8 +227,11 @@ def _same_images(checker: Checker, stage: TrainingStage) -> None:
         ("kd", "teacher"): kd.teacher if kd else None,
     }
     own = checker.recipe.data.get(stage.data)
+    taught = checker.role("from", read[("from",)])
+    if taught and MODELS.get(str(taught.params.name)).facts.get("takes_other_images"):  # type: ignore[attr-defined]
+        del read[("from",)]  # its transplant leaves behind what belongs to other images
     for path, name in read.items():
-        for fact, theirs, ours in _differing(_trained_on(checker, name), _facts(own) if own else {}):
+        for fact, theirs, ours in _differing(_trained_on(checker, name), facts_of(own) if own else {}):
             said = f"was trained on images of {theirs} {fact}, but {stage.data}, this stage's data, has {ours}"
             checker.say(path, f"{said}; train both on images of one kind")
 
@@ -238,7 +239,7 @@ def _same_images(checker: Checker, stage: TrainingStage) -> None:
 def _trained_on(checker: Checker, name: str | None) -> dict[str, Any]:
     """What is known of the images that a stage trains on; of a model nothing, as it is built for whoever reads it."""
     data = getattr(checker.recipe.stages.get(name or ""), "data", "")
-    return _facts(checker.recipe.data[data]) if data in checker.recipe.data else {}
+    return facts_of(checker.recipe.data[data]) if data in checker.recipe.data else {}
 
 
 def _differing(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -260,7 +261,7 @@ def _evaluate(checker: Checker, stage: Evaluate) -> None:
         except RequestError:  # noted among the references
             continue
         for of in dict.fromkeys(stage.of):
-            for fact, wanted, known in _differing(_facts(source), _trained_on(checker, of)):
+            for fact, wanted, known in _differing(facts_of(source), _trained_on(checker, of)):
                 said = f"has {wanted} {fact}, but {of} was trained on {known}"
                 checker.say(("on", i), f"{said}; evaluate on images of its own kind")
     if stage.few_shot is not None:
@@ -269,7 +270,7 @@ def _evaluate(checker: Checker, stage: Evaluate) -> None:
 
 def _few_shot(checker: Checker, stage: Evaluate, few: FewShot) -> None:
     """Enough classes for an episode, and images of the size and channels that the networks were built for."""
-    facts = _facts(checker.recipe.data[few.data]) if few.data in checker.recipe.data else {}
+    facts = facts_of(checker.recipe.data[few.data]) if few.data in checker.recipe.data else {}
     if few.ways > facts.get("classes", few.ways):
         checker.say(("few_shot", "ways"), f"{few.data} has only {facts['classes']} classes")
     images = {key: value for key, value in facts.items() if key != "classes"}

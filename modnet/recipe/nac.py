@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from modnet.recipe.fields import KeyedIfSet
+from modnet.recipe.models import Weighted
 from modnet.recipe.training import BelowOne, Fraction
 from modnet.registry import MODELS, Params
 
@@ -27,7 +29,7 @@ class Graph(Params):
     threshold: Distance = 0.8
 
 
-class NAC(Params):
+class NAC(Weighted):
     """Neural Attentive Circuit (Weiss et al. 2022): read-in, ``iterations`` propagators and read-out, a module each."""
 
     name: str = "nac"
@@ -65,6 +67,10 @@ class NAC(Params):
     graph: Graph = Field(default_factory=Graph)
     repulsion: NonNegativeFloat | tuple[NonNegativeFloat, NonNegativeFloat] = 0.1  # weight, or from first to last epoch
     hinge: Distance = 0.4  # signatures nearer than this repel each other
+    # Weight of a term that pulls the propagators' links towards the graph's groups, p_in and p_out
+    blocks: Annotated[NonNegativeFloat, KeyedIfSet()] = 0.0
+    # The reference's read-in student, whose setting of `layer_scale` is lost: its perceptron starts at 1e-6
+    quirk_student_scale: Annotated[bool, KeyedIfSet()] = False
     quirk_eval_noise: bool = False  # the reference draws first states and pooling noise in evaluation too
 
     @property
@@ -77,6 +83,8 @@ class NAC(Params):
         if self.width % 4:
             raise ValueError(f"width {self.width} is not a multiple of 4, as the tokenizer's first stage has a quarter")
         groups = self.graph.groups
+        if self.blocks and self.graph.name not in ("ring-of-cliques", "planted-partition"):
+            raise ValueError(f"blocks pulls links towards the groups of a graph, and graph {self.graph.name} has none")
         if self.graph.name in ("ring-of-cliques", "planted-partition") and self.mediators % groups:
             raise ValueError(f"mediators {self.mediators} do not divide into groups {groups}")
         if self.graph.name == "scale-free" and self.graph.links >= self.mediators:
@@ -97,13 +105,15 @@ def _small_nac(params: NAC, factor: int) -> NAC:
         outputs=min(4, params.outputs),
         heads=min(2, params.heads),
         head_width=min(8, params.head_width),
+        weights=None,
         stem_depths=tuple(min(1, depth) for depth in params.stem_depths),
         positions=min(4, params.positions),
         graph=params.graph.changed(links=1, groups=groups, steps=min(10, params.graph.steps)),
     )
 
 
-MODELS.register("nac", NAC, "modnet.models.nac:nac", smoke=_small_nac, about="Neural Attentive Circuit of any size")
+_ABOUT = "Neural Attentive Circuit of any size"
+MODELS.register("nac", NAC, "modnet.models.nac:nac", smoke=_small_nac, about=_ABOUT, facts={"takes_other_images": True})
 MODELS.preset(
     "nac-tiny-imagenet",
     "nac",

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from modnet.recipe.fields import Choice, marker
 from modnet.recipe.problems import shown
 from modnet.recipe.recipe import Recipe
-from modnet.recipe.sources import Source
+from modnet.recipe.sources import Pictures, Source
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import DATA, MODELS, Params, Registry
 
@@ -19,6 +19,7 @@ T = TypeVar("T", bound=Params)
 BATCH, EVALUATE_BATCH, EVALUATE_LIMIT = 32, 64, 64
 EPISODES, EPISODE_EPOCHS = 2, 5
 WIDEST, NARROWEST = 16, 8
+NOT_AT_HAND = "{name} is not at hand: synthetic pictures of the same shape and classes stand in, which mean nothing"
 
 
 class SmokeSize(Params):
@@ -37,10 +38,11 @@ def smoke(recipe: Recipe, size: SmokeSize | None = None) -> Recipe:
     size = size or SmokeSize()
     factor = common_factor(recipe.models)
     share = min(1.0, size.epochs / max(1, *(getattr(stage, "epochs", 0) for stage in recipe.stages.values())))
-    data = {name: _few(source, factor, size.images) for name, source in recipe.data.items()}
+    told: list[str] = []
+    data = {name: _few(source, factor, size.images, told) for name, source in recipe.data.items()}
     models = {name: _shrunk(MODELS, model, factor) for name, model in recipe.models.items()}
     stages = {name: _short(stage, factor, share) for name, stage in recipe.stages.items()}
-    told: list[str] = []
+    told = list(dict.fromkeys(told))
     for name in data:
         told += _changes(f"data.{name}", recipe.data[name], data[name])
     for name in models:
@@ -73,9 +75,11 @@ def _shrunk(registry: Registry, params: T, factor: int) -> T:
     return small(params, factor) if small else params  # type: ignore[return-value]
 
 
-def _few(source: Source, factor: int, times: int) -> Source:
+def _few(source: Source, factor: int, times: int, told: list[str]) -> Source:
     """So many times the images of the source's smoke size, but no more than it has without it."""
     small = _shrunk(DATA, source, factor)
+    if isinstance(small, Pictures) and small.synthetic:
+        told.append(NOT_AT_HAND.format(name=source.name))
     if small.per_class is None or small == source:
         return small
     return small.changed(per_class=min(times * small.per_class, source.per_class or times * small.per_class))

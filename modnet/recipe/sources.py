@@ -2,11 +2,13 @@
 
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveInt, SerializeAsAny, model_validator
 
-from modnet.recipe.fields import Choice, Unkeyed
+from modnet.recipe.fields import Choice, KeyedIfSet, Unkeyed
 from modnet.registry import DATA, SHIFTS, Params, Smoke
 
 
@@ -43,7 +45,16 @@ class Pictures(Source):
     path: Annotated[str | None, Unkeyed()] = None
     hub: Annotated[str | None, Unkeyed()] = None  # such as zh-plus/tiny-imagenet
     size: PositiveInt = 64
+    # The shorter side of pictures that are measured (val, test, suites) before their middle is cut out; None: `size`
+    resize: Annotated[PositiveInt | None, KeyedIfSet()] = None
+    synthetic: Annotated[bool, KeyedIfSet()] = False  # drawn pictures of the same shape and classes, to try a recipe
     resident: Annotated[bool | None, Unkeyed()] = None  # None: in memory when it is at most 1 GiB as uint8
+
+    @model_validator(mode="after")
+    def _margin(self) -> "Pictures":
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize {self.resize} must be at least size {self.size}, which is cut out of it")
+        return self
 
     @model_validator(mode="after")
     def _one_place(self) -> "Pictures":
@@ -71,9 +82,26 @@ class ClassSubset(Source):
         return self
 
 
-_FASHION = {"size": 28, "channels": 1, "classes": 10}
-_DIGITS = {"size": 8, "channels": 1, "classes": 10}
-_CIFAR = {"size": 32, "channels": 3}
+# `pictures`: of the source's own training set, val still among them
+def at_hand(source: Pictures) -> bool:
+    """Whether pictures are where a source says, or in the data folder; what lies on a hub is not."""
+    if source.path is not None:
+        return Path(source.path).expanduser().exists()
+    home = Path(os.environ.get("MODNET_DATA") or "~/.cache/modnet").expanduser()
+    entry = DATA.get(source.name)
+    return source.hub is None and any((home / name).is_dir() for name in (entry.base, entry.facts["folder"]))
+
+
+def _few_pictures(params: Pictures, factor: int) -> Pictures:
+    """Four training pictures a class; drawn ones where there are none, of a few classes."""
+    if params.synthetic or not at_hand(params):
+        return params.changed(synthetic=True, per_class=None, fraction=None)
+    return params.changed(per_class=min(params.per_class or 4, 4), fraction=None)
+
+
+_FASHION = {"size": 28, "channels": 1, "classes": 10, "pictures": 60_000}
+_DIGITS = {"size": 8, "channels": 1, "classes": 10, "pictures": 1_437}
+_CIFAR = {"size": 32, "channels": 3, "pictures": 50_000}
 
 
 def _few(per_class: int) -> Smoke:
@@ -98,19 +126,29 @@ _ABOUT = {
     "imagenet": "ILSVRC 2012: 1,331,167 photographs, 1,000 classes",
     "cub": "CUB-200-2011: 11,788 photographs of birds, 200 species",
 }
-for _name, _params, _size, _classes in (
-    ("tiny-imagenet", ImageNets, 64, 200),
-    ("imagenet", ImageNets, 224, 1000),
-    ("cub", Pictures, 224, 200),
+for _name, _params, _size, _classes, _pictures, _folder in (
+    ("tiny-imagenet", ImageNets, 64, 200, 100_000, "tiny-imagenet-200"),
+    ("imagenet", ImageNets, 224, 1000, 1_281_167, "ILSVRC2012"),
+    ("cub", Pictures, 224, 200, 5_994, "CUB_200_2011"),
 ):
     _builder = f"modnet.data.published:{_name.replace('-', '_')}"
-    _facts = {"channels": 3, "classes": _classes}
+    _known: dict[str, Any] = {"channels": 3, "classes": _classes, "pictures": _pictures, "folder": _folder}
     _preset = {"size": _size}
-    DATA.register(_name, _params, _builder, preset=_preset, smoke=_few(4), about=_ABOUT[_name], facts=_facts)
+    DATA.register(_name, _params, _builder, preset=_preset, smoke=_few_pictures, about=_ABOUT[_name], facts=_known)
 _about = "own images, one folder a class"
 DATA.register("image-folder", Folder, "modnet.data.folder:image_folder", smoke=_few(24), about=_about)
 _about = "some classes of another source: {name: class-subset, of: digits, classes: [0, 1]}"
 DATA.register("class-subset", ClassSubset, "modnet.data.subset:class_subset", smoke=_few(24), about=_about)
+
+
+def facts_of(source: Source) -> dict[str, Any]:
+    """What is known of a source without looking for it: its entry's facts, and what its parameters say."""
+    if isinstance(source, ClassSubset) and isinstance(source.of, Source):
+        whole, count = facts_of(source.of), len(source.classes)
+        share = count / whole["classes"] if "classes" in whole else 0
+        return {**whole, "classes": count, **({"pictures": round(whole["pictures"] * share)} if share else {})}
+    stated = {name: getattr(source, name) for name in ("size", "channels") if hasattr(source, name)}
+    return {**DATA.get(source.name).facts, **stated}
 
 
 class Shift(Params):

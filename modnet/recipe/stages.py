@@ -15,7 +15,7 @@ from pydantic import (
     SerializeAsAny,
 )
 
-from modnet.recipe.fields import Choice, Gives, NoDefault, Ref, Unkeyed
+from modnet.recipe.fields import Choice, Gives, KeyedIfSet, NoDefault, Ref, Unkeyed
 from modnet.recipe.training import BelowOne, Fraction, Muon, Schedule
 from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, VERBS, Params, UnknownName
 
@@ -25,6 +25,32 @@ NetworkRef = Annotated[str, Ref("stage", "model", gives="network")]  # trained, 
 WholeStageRef = Annotated[str, Ref("stage", gives="network")]
 ModulesRef = Annotated[str, Ref("stage", gives="modules")]
 SuiteRef = Annotated[str, Ref("data", "suite")]
+
+
+class Replaying(Params):
+    """Outputs of frozen networks are computed once, stored, and read by every later student, seed and ablation.
+
+    In short ``replay: fp32``. ``top-k`` stores the ``k`` largest log-probabilities; what is left is spread evenly.
+    """
+
+    store: Literal["fp32", "fp16", "top-k"] = "fp32"
+    k: PositiveInt = 10
+    prefix: bool = False  # the features that enter the modules as well: much larger than logits
+
+    @property
+    def exact(self) -> bool:
+        """Whether a stage gives the same weights as with live networks, so that its key is the same as well."""
+        return self.store == "fp32"
+
+
+def _replaying(value: Any) -> Any:
+    return {"store": value} if isinstance(value, str) else value
+
+
+Replay = Annotated[Replaying | None, BeforeValidator(_replaying), KeyedIfSet()]
+
+# Modules trained at once: true (all that fit the memory), a number at most, or false (one by one); the same weights.
+Fused = Annotated[bool | PositiveInt, Unkeyed()]
 
 # A bare name (`muon`) or a mapping (`{name: muon, lr: 0.02}`), read through the registry.
 Optimizer = Annotated[SerializeAsAny[Params], BeforeValidator(OPTIMIZERS.read), Choice(OPTIMIZERS)]
@@ -58,14 +84,16 @@ class TrainingStage(Stage):
     optimizer: Optimizer = Field(default_factory=Muon)
     schedule: LearningRate = Field(default_factory=Schedule)
     augment: tuple[Augment, ...] = ()
+    repeats: Annotated[PositiveInt, KeyedIfSet()] = 1  # copies of an image in a batch, each augmented for itself
     label_smoothing: BelowOne = 0.0
     drop_path: BelowOne | None = None  # None: the model's own
     clip: PositiveFloat | None = None  # largest gradient norm of a track
     ema: BelowOne | None = None  # decay of the averaged weights, which then are what is evaluated and kept
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 if a short trial finds it clearly faster
     compile: bool = False
     select: Literal["best", "last"] = "best"  # which checkpoint the stage gives on, by val accuracy
     evaluate_every: PositiveInt = 1  # epochs
+    data_seed: Annotated[int | None, KeyedIfSet()] = None  # of order and augmentation; None: the stage's own seed
     checkpoint_every: Annotated[PositiveInt | None, Unkeyed()] = None  # steps; None: every epoch and every minute
 
 
@@ -87,7 +115,9 @@ class Incubate(TrainingStage):
     run: Literal["incubate"] = "incubate"
     model: ModelRef
     meta: WholeStageRef
-    fused: Annotated[bool, Unkeyed()] = True  # all modules side by side, else one by one: the same weights
+    hint: NonNegativeFloat = 0.0  # weight of the distance to the meta module's own output; 0: as published
+    fused: Fused = True
+    replay: Replay = None
 
 
 Stitch = Literal["linear", "ln-linear", "identity"]
@@ -101,6 +131,7 @@ class Distill(TrainingStage):
     method: Literal["m2mkd", "kd", "features", "align"]
     student: ModelRef
     teacher: NetworkRef
+    replay: Replay = None
 
 
 class M2mkd(Distill):
@@ -115,7 +146,7 @@ class M2mkd(Distill):
     kd_norm: Norm = "numel"
     hint: NonNegativeFloat = 0.0  # weight of the distance to the teacher module's own output; 0: logits alone
     stitch: Stitch = "ln-linear"
-    fused: Annotated[bool, Unkeyed()] = True
+    fused: Fused = True
 
 
 class Logits(Params):
@@ -144,7 +175,7 @@ class Features(Distill):
     tau: PositiveFloat = 2.0
     kd_norm: Norm = "batchmean"
     beta: PositiveFloat = 1.0  # where smooth L1 turns linear
-    fused: Annotated[bool, Unkeyed()] = True
+    fused: Fused = True
 
 
 class Align(Distill):
@@ -170,9 +201,11 @@ class Assemble(TrainingStage):
     gives: ClassVar[Gives] = "network"
     run: Literal["assemble"] = "assemble"
     from_: ModulesRef = Field(alias="from")
+    model: Annotated[ModelRef | None, KeyedIfSet()] = None  # what the modules are loaded into; None: what they are of
     epochs: NonNegativeInt = 0
     stitches: Literal["auto", "drop", "keep", "fold"] = "auto"  # auto: fold where they fold, else drop
     kd: Teaching | None = None
+    replay: Replay = None
 
 
 class Route(TrainingStage):

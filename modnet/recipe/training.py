@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from modnet.recipe.fields import KeyedIfSet
 from modnet.registry import AUGMENTS, OPTIMIZERS, SCHEDULES, Params
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -21,6 +22,9 @@ class AdamW(Params):
     weight_decay: NonNegativeFloat = 0.05
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
+    # Deep Incubation's reference, in module training: class tokens and position tables decay as well
+    quirk_decay_embeddings: Annotated[bool, KeyedIfSet()] = False
+    quirk_decay_all: Annotated[bool, KeyedIfSet()] = False  # NAC's reference: every parameter decays
 
 
 class SGD(Params):
@@ -108,6 +112,14 @@ class Crop(Params):
     pad: PositiveInt = 2
 
 
+class ResizedCrop(Params):
+    """Show a random part of each image, resized to the whole (Szegedy et al. 2015): first, of the whole picture."""
+
+    name: Literal["resized-crop"] = "resized-crop"
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)  # share of the area
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)  # width over height
+
+
 class Flip(Params):
     """Mirror each image left to right with a probability."""
 
@@ -158,6 +170,6 @@ class RandAugment(Params):
     std: NonNegativeFloat = 0.5
 
 
-for _params in (Crop, Flip, Erase, Mixup, CutMix, MixupOrCutMix, RandAugment):
+for _params in (Crop, ResizedCrop, Flip, Erase, Mixup, CutMix, MixupOrCutMix, RandAugment):
     _key = _params.model_fields["name"].default
     AUGMENTS.register(_key, _params, f"modnet.data.augment:{_key.replace('-', '_')}")

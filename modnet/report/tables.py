@@ -29,7 +29,7 @@ def count(value: Interval) -> str:
 
 def si(size: float) -> str:
     """A number with its SI suffix, three digits."""
-    for limit, suffix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, suffix in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
             return f"{size / limit:.3g} {suffix}"
     return f"{size:.3g}"
@@ -151,16 +151,68 @@ def _differences(summary: Mapping[str, Any]) -> list[Text]:
     return lines
 
 
+GIB = 1 << 30
+
+
+def size(numbers: float) -> str:
+    """Parameters or multiply-adds as published tables print them: ``86.6 M``, ``167.4 G``."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if numbers >= limit:
+            return f"{numbers / limit:.1f} {suffix}"
+    return f"{numbers:.0f}"
+
+
+def _learning(modules: Sequence[int]) -> str:
+    """``28.9 M``; of several modules that learn apart ``21.8 + 21.3 + … M`` would be long: their number and sum."""
+    return size(sum(modules)) + (f" in {len(modules)}" if len(modules) > 1 else "")
+
+
+def _memory(held: float) -> str:
+    return f"{held / GIB:.2f}" if held >= GIB / 100 else f"{held / GIB:.4f}"
+
+
+def _duration(spent: float) -> str:
+    for limit, unit in ((2 * 86400, "d"), (2 * 3600, "h"), (120, "min")):
+        if spent >= limit:
+            return f"{spent / (limit / 2):.1f} {unit}"
+    return f"{spent:.1f} s"
+
+
+PLAN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("stage", "stage", str),
+    ("network", "network", str),
+    ("model", "model", str),
+    ("images", "images", str),
+    ("verb", "verb", str),
+    ("state", "state", str),
+    ("epochs", "epochs", str),
+    ("parameters", "parameters", si),
+    ("MACs", "MACs", size),
+    ("with norms", "MACs as\npublished", size),
+    ("learns", "learns", _learning),
+    ("frozen", "frozen", size),
+    ("weights", "weights,\ngradients", _memory),
+    ("activations", "activa-\ntions", _memory),
+    ("optimizer", "opti-\nmizer", _memory),
+    ("flops", "FLOPs", si),
+    ("student", "FLOPs of\nstudent", si),
+    ("with passes", "+ frozen\npasses", si),
+    ("with all", "+ teacher\nand meta", si),
+    ("share", "share of end\nto end", str),
+    ("seconds", "time", _duration),
+    ("reads", "reads", str),
+)
+
+
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of a plan, numbers in short form."""
+    """The rows of a plan, numbers in short form, memory in GiB."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        numbers = all(isinstance(row.get(column), int | float | None) for row in rows)
-        table.add_column(column, justify="right" if numbers else "left", no_wrap=column != "reads")
+    shown = [column for column in PLAN_COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    for key, heading, form in shown:
+        right = form is not str or key == "epochs"
+        table.add_column(heading, justify="right" if right else "left", no_wrap=key != "reads")
     for row in rows:
-        cells = [row.get(column) for column in columns]
-        table.add_row(*("" if c is None else si(c) if isinstance(c, int) and c >= 1000 else str(c) for c in cells))
+        table.add_row(*("" if row.get(key) is None else form(row[key]) for key, _, form in shown))
     return table
 
 

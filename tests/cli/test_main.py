@@ -43,6 +43,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "validate",
         "plan",
         "bench",
+        "import",
+        "export",
     ]:
         assert f"\n  {command} " in text
 

@@ -68,3 +68,15 @@ def test_too_few_images_or_classes_are_named() -> None:
     lacking = dataclasses.replace(data, train=data.train.take(data.train.labels != 2))
     with pytest.raises(RequestError, match="needs 1 training images of a class, but 'toy' has only 0 of '2'"):
         draw(lacking, 2, 1, 2, Key.of(0))
+
+
+def test_a_class_without_pictures_is_never_drawn() -> None:
+    whole = dataset(20, 20, 6)
+    train, test = (split.take((split.labels % 3 != 2).nonzero()[:, 0]) for split in (whole.train, whole.test))
+    some = dataclasses.replace(whole, train=train, test=test)
+    drawn = {c for episode in draw(some, 2, 5, 30, Key.of(0)) for c in episode.classes.tolist()}
+    assert drawn == {0, 1, 3, 4}
+    with pytest.raises(RequestError, match="5 ways, but .* has 4 classes"):
+        draw(some, 5, 5, 1, Key.of(0))
+    with pytest.raises(RequestError, match="only 0 of"):
+        draw(dataclasses.replace(whole, train=train), 2, 5, 1, Key.of(0))

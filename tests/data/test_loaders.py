@@ -110,3 +110,16 @@ def test_partners_are_neighbours_in_the_epochs_order() -> None:
 def test_no_training_images_is_said() -> None:
     with pytest.raises(ValueError, match="no training images"):
         TrainBatches(dataset(0), 4, Key.of(0))
+
+
+@settings(max_examples=15, deadline=None)
+@given(first=st.integers(0, 8), count=st.integers(1, 9), epoch=st.integers(0, 2), channels=st.sampled_from([1, 3]))
+def test_shared_rows_are_those_of_the_whole_batch(first: int, count: int, epoch: int, channels: int) -> None:
+    batches = TrainBatches(dataset(channels=channels), 9, Key.of(0), PIXELS + MIXING)
+    rows = slice(first, min(first + count, 9))
+    for whole, own in zip(batches.epoch(epoch, 2), batches.shared(rows).epoch(epoch, 2), strict=True):
+        assert torch.equal(own.x, whole.x[rows])
+        assert torch.equal(own.ids, whole.ids[rows])
+        assert own.target is not None
+        assert whole.target is not None
+        assert torch.equal(own.target, whole.target[rows])

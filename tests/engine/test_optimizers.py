@@ -61,3 +61,14 @@ def test_fused_adamw_is_adamw() -> None:
             o.step()
     for p, q in zip(chain.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize(
+    ("quirk", "expected"),
+    [("", {"0.w"}), ("quirk_decay_embeddings", {"0.w", "0.cls_token"}),
+     ("quirk_decay_all", {"0.w", "0.cls_token", "0.bias", "0.codes"})],
+)  # fmt: skip
+def test_quirks_of_decay(quirk: str, expected: set[str]) -> None:
+    params = training.AdamW(**({quirk: True} if quirk else {}))
+    shapes = {"0.w": (2, 2), "0.cls_token": (1, 1, 2), "0.bias": (2,), "0.codes": (3, 2)}
+    assert {name for name, shape in shapes.items() if decays(name, torch.empty(shape), params)} == expected

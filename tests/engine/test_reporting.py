@@ -13,11 +13,20 @@ import torch
 from rich.console import Console
 
 from modnet.engine.display import Display, Status
-from modnet.engine.loggers import MetricsLog, sheet
+from modnet.engine.loggers import MetricsLog, merge_logs, own_log, sheet
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
 from modnet.errors import RunFailed
 from tests.engine.toy import toy_job
+
+
+def test_logs_of_jobs_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("metrics.jsonl", own_log("module1"), own_log("module0")):
+        MetricsLog(tmp_path / name).write({"job": name})
+    merge_logs(tmp_path)
+    rows = [json.loads(line)["job"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == ["metrics.jsonl", "metrics-module0.jsonl", "metrics-module1.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_the_log_is_cut_back_to_an_offset(tmp_path: Path) -> None:

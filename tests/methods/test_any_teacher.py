@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from modnet.chain import Chain
+from modnet.errors import RequestError
 from modnet.layers.adapters import InputAdapter
 from modnet.methods.base import Inputs
 from modnet.methods.supervised import Supervised
@@ -103,6 +106,20 @@ def test_every_row_is_measured_with_its_cost(done: tuple[Lab, Inputs]) -> None:
     assert inputs.store.result(inputs.keys["probe"])["flops"]["student"] < (
         inputs.store.result(inputs.keys["teacher"])["flops"]["student"] / 2
     )
+
+
+def test_weights_for_other_classes_teach_only_after_a_stage_of_their_own(tmp_path: Path) -> None:
+    file, path = tmp_path / "seven.safetensors", tmp_path / "any.yaml"
+    save_file(timm.create_model("test_efficientnet", num_classes=7).state_dict(), file)
+    model = f"{{name: timm:test_efficientnet, size: 32, channels: 3, weights: {file}}}"
+    text = RECIPE.replace("{name: timm:test_efficientnet, size: 32, channels: 3, normalise: imagenet}", model)
+    path.write_text(
+        text.replace("method: kd, student: small, teacher: teacher", "method: kd, student: small, teacher: conv")
+    )
+    lab = Lab(tmp_path / "runs", path)
+    with pytest.raises(RequestError, match=r"models\.conv: .* tell 7 classes apart and the data has 10"):
+        lab.run(only="hinton")
+    lab.run(only="probe")
 
 
 def test_a_smoke_run_needs_no_package(tmp_path: Path) -> None:

@@ -44,6 +44,18 @@ def test_fused_training_equals_one_module_after_another(taught: Any, tmp_path: A
         assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
 
 
+def test_two_modules_at_once_give_the_same_weights(taught: Any, tmp_path: Any) -> None:
+    whole = taught.run(only="transfer")
+    lab = type(taught)(tmp_path / "runs", taught.recipe_file)
+    pairs = lab.run("stages.transfer.fused=2", only="transfer")
+    assert whole.keys == pairs.keys
+    assert sorted(p.name for p in (pairs.folder("transfer") / "checkpoints").iterdir()) == ["module2", "modules0-1"]
+    for i in range(3):
+        state = taught.chain(whole, "transfer", f"module{i}").state_dict()
+        other = lab.chain(pairs, "transfer", f"module{i}").state_dict()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+
+
 def test_a_step_changes_the_modules_alone(tiny: Callable[..., Chain]) -> None:
     meta, teacher = tiny(), tiny(depths=(2, 2, 2), seed=1)
     students = {i: stitched(m, meta, i) for i, m in enumerate(tiny(seed=2, width=8))}
@@ -96,6 +108,18 @@ def test_a_hint_adds_the_distance_to_the_teacher_modules_own_output(tiny: Callab
         assert torch.allclose(hinted[f"module{i}"], plain[f"module{i}"] + 0.5 * distance)
         entering = meta[i](entering)
     assert torch.equal(hinted["module2"], plain["module2"])
+
+
+def test_a_hint_in_incubation_is_m2mkd_without_distillation_from_the_meta_itself(tiny: Callable[..., Chain]) -> None:
+    meta = tiny().eval()
+    modules = {i: stitched(m, meta, i, "identity") for i, m in enumerate(tiny(depths=(2, 2, 2), seed=1))}
+    hinted = IncubationObjective(meta, modules, 0.0, hint=0.5)(batch(), Pass())
+    taught = M2mkdObjective(meta, meta, modules, m2mkd(alpha=0.0, hint=0.5, stitch="identity"))(batch(), Pass())
+    assert hinted["module0"] > IncubationObjective(meta, modules, 0.0)(batch(), Pass())["module0"]
+    for i, module in modules.items():
+        alone = IncubationObjective(meta, {i: module}, 0.0, hint=0.5)(batch(), Pass())
+        assert torch.equal(alone[f"module{i}"], hinted[f"module{i}"])
+        assert torch.allclose(taught[f"module{i}"], hinted[f"module{i}"])
 
 
 def test_feature_loss_is_the_distance_to_the_teachers_own_features(tiny: Callable[..., Chain]) -> None:

@@ -53,3 +53,23 @@ def test_a_circuit_is_taught_in_parts_assembled_and_fine_tuned(tmp_path: Path) -
     assert {"shared.mediator.codes", "shared.input.signatures", f"2.{weight}", "2.kernel.bandwidth"} <= changed
     with pytest.raises(RequestError, match="stitches: drop"):
         run(tmp_path, "stages.whole.stitches=keep")
+
+
+def test_modules_go_into_another_circuit_for_other_images(tmp_path: Path) -> None:
+    into = "{name: nac, width: 8, signatures: 4, inputs: 3, mediators: 6, outputs: 2, iterations: 1, heads: 2, "
+    into += "head_width: 4, stem_depths: [1, 1], stem_patch: 2, positions: 4, blocks: 1.0, drop_path: 0.1, "
+    into += "graph: {name: planted-partition, groups: 2, steps: 5}}"
+    few = "{name: class-subset, of: digits, classes: [0, 1, 2, 3, 4], per_class: 12}"
+    folders = run(tmp_path, f"models.other={into}", f"data.few={few}", "stages.whole.model=other",
+                  "stages.whole.data=few")  # fmt: skip
+    students = [load_chain(folders["transfer"], f"module{i}") for i in range(3)]
+    before = load_chain(folders["whole"], "before").state_dict()
+    assert torch.equal(before["2.attention.query.weight"], students[1].state_dict()["1.attention.query.weight"])
+    assert before["shared.mediator.codes"].shape == (6, 8)
+    assert before["4.pooling.to_logits.weight"].shape == (5, 8), "a head for other classes starts afresh"
+    losses = (folders["whole"] / "metrics.jsonl").read_text()
+    assert "nan" not in losses.lower()
+    with pytest.raises(RequestError, match="their own family"):
+        run(tmp_path, "stages.whole.model=vit")
+    with pytest.raises(RequestError, match="with `model:` only drop is possible"):
+        run(tmp_path, f"models.other={into}", "stages.whole.model=other", "stages.whole.stitches=keep")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import modnet.recipe.loading  # noqa: F401  (registers the models)
 from modnet.chain import Chain, Pass, Port, describe, parameter_count, rebuild
@@ -21,6 +22,7 @@ from modnet.layers.nac.circuit import PoolingHead
 from modnet.layers.nac.graphs import adjacency, graph, score
 from modnet.layers.nac.kernel import Kernel
 from modnet.layers.nac.latents import Latents
+from modnet.layers.nac.regularisers import block_model, block_target
 from modnet.models.nac import nac, prior
 from modnet.models.nac_students import student, transplant
 from modnet.randomness import Key
@@ -251,3 +253,35 @@ def test_other_classes_leave_the_head_as_it_was() -> None:
     report = transplant(students, network)
     assert "5.pooling.to_logits.weight" in report.left
     assert "0.tokenizer.grid" in report.loaded
+
+
+def test_the_block_models_term_is_the_regulariser_of_each_propagators_links() -> None:
+    graph_of = {"name": "planted-partition", "groups": 2, "p_in": 0.9, "p_out": 0.2, "steps": 1}
+    chain = circuit(mediators=6, blocks=0.5, repulsion=0.0, graph=graph_of, stochastic=False)
+    ctx = Pass(Key.of(0), torch.arange(2))
+    chain.train()(images(), ctx)
+    assert sorted(ctx.losses) == ["blocks/0", "blocks/1"]
+    shared: Any = chain.shared_part
+    z = shared.mediator.signatures
+    leaf: Any = chain.leaves[2]
+    expected = 0.5 * block_model(leaf.kernel.log(z, z).exp(), block_target(6, 2, 0.9, 0.2))
+    torch.testing.assert_close(ctx.losses["blocks/0"], expected)
+    ctx.losses["blocks/0"].backward()
+    assert z.grad is not None
+    assert z.grad.abs().sum() > 0
+    quiet = Pass()
+    chain.eval()(images(), quiet)
+    assert not quiet.losses
+    with pytest.raises(ValidationError, match="has none"):
+        MODELS.read({**SMALL, "blocks": 1.0})
+
+
+def test_the_references_start_of_the_read_in_student() -> None:
+    for quirk, expected in ((False, 0.1), (True, 1e-6)):
+        with Key.of(0, "circuit").forked():
+            chain = nac(MODELS.read({**SMALL, "quirk_student_scale": quirk}), Port.of("image", channels=1, size=8), 3)
+            starts = [float(student(chain, i, 8).state_dict()["1.ffn.gamma"][0]) for i in (0,)]
+            middle = float(student(chain, 1, 8).state_dict()["0.ffn.gamma"][0])
+        assert starts == [pytest.approx(expected)]
+        assert middle == pytest.approx(0.1)
+        assert float(chain.state_dict()["1.ffn.gamma"][0]) == pytest.approx(0.1), "the circuit's own is as ever"

@@ -27,7 +27,7 @@ stages:
         "r.yaml:2:1: sed: 3: there is no such key at the top of a recipe; did you mean 'seed'?",
         "r.yaml:4:16: data.full.name: 'fashion-mnst': no data source is called 'fashion-mnst'; "
         "did you mean 'fashion-mnist'?",
-        "r.yaml:6:22: models.vit_s.widht: 64: there is no such key; did you mean 'width'?",
+        "r.yaml:6:22: models.vit_s.widht: 64: there is no such key; did you mean 'width' or 'weights'?",
         "r.yaml:6:45: models.vit_s.depths.1: 'two': wants a whole number",
         "r.yaml:7:31: defaults.batch: '128': wants a whole number: take the quotes off",
         "r.yaml:7:55: defaults.label_smoothing: '10%': wants a number "
@@ -53,7 +53,7 @@ stages:
         ("stages.meta.epochs=true", "wants a whole number"),
         ("stages.meta.label_smoothing=1", "must be less than 1"),
         ("stages.meta.optimizer.lr=0", "must be more than 0"),
-        ("stages.meta.dtype=fp23", "must be 'fp32' or 'bf16'"),
+        ("stages.meta.dtype=fp23", "must be 'fp32', 'bf16' or 'auto'"),
         ("stages.meta.optimizer=adamm", "no optimizer is called 'adamm'; did you mean 'adamw'"),
         ("stages.meta.optimizer=3", "wants a name or a mapping with a name"),
         ("stages.meta.schedule.warmup=soon", "a length is a number of steps (100)"),

@@ -34,7 +34,7 @@ def test_errors_keep_their_positions(errors: Wrong) -> None:
     found = errors("run: train\ndata: {name: digit}\nmodel: {name: vit, widht: 3}\nepoch: 3\n")
     source = "r.yaml:2:14: data.name: 'digit': no data source is called 'digit'; did you mean 'digits'?"
     assert source in found
-    assert "r.yaml:3:20: model.widht: 3: there is no such key; did you mean 'width'?" in found
+    assert "r.yaml:3:20: model.widht: 3: there is no such key; did you mean 'width' or 'weights'?" in found
     assert any(line.startswith("r.yaml:4:1: epoch: 3: there is no such key") for line in found)
 
 

@@ -23,7 +23,7 @@ from modnet.layers.nac.modulation import ModFC, Modulation, matrices_of
 from modnet.layers.nac.noise import draw_key, gumbel, sample_ids
 from modnet.layers.nac.pooling import OutputPooling, PoolingKind
 from modnet.layers.nac.read_in import ReadInAttention
-from modnet.layers.nac.regularisers import Weight, repulsion, scheduled
+from modnet.layers.nac.regularisers import Weight, block_model, block_target, repulsion, scheduled
 from modnet.layers.nac.tokenizer import ConvNeXtTokenizer
 
 Hears = Literal["always", "first", "never"]
@@ -59,6 +59,7 @@ class ReadIn(Module):
     """Input modules read tokens (B, N, tokens); mediators join them in their first states.
 
     ``hinge`` and ``weight``: in training the repulsion of signatures nearer than the hinge is added to the losses.
+    ``quirk_student_scale`` is for the module's student alone (:mod:`modnet.models.nac_students`).
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ReadIn(Module):
         scale: float | None = 0.1,
         weight: Weight = 0.0,
         hinge: float = 0.4,
+        quirk_student_scale: bool = False,
         modulation: Modulation | None = None,
     ) -> None:
         super().__init__()
@@ -109,7 +111,8 @@ class Propagator(Module):
 
     ``depth`` is the number of the first of these rounds in the network, by which codes are chosen; ``hears`` says in
     which rounds of the network the input modules are heard. ``kernel`` are the options of a :class:`Kernel`. All
-    propagators drop paths at one rate. Source: NAC (arXiv 2210.08031), propagator.
+    propagators drop paths at one rate. ``blocks`` (weight, clusters, p_in, p_out): in training the distance of the
+    links from a stochastic block model is added to the losses. Source: NAC (arXiv 2210.08031), propagator.
     """
 
     even_drop_path = True
@@ -132,10 +135,12 @@ class Propagator(Module):
         scale: float | None = 0.1,
         drop_path: float = 0.0,
         kernel: Mapping[str, Any] | None = None,
+        blocks: Mapping[str, float] | None = None,
         modulation: Modulation | None = None,
     ) -> None:
         super().__init__()
         self.takes = self.gives = Port.of("state", width=width, slots=inputs + mediators)
+        self.blocks = blocks
         self.sizes, self.rounds, self.hears = (inputs, mediators), range(depth, depth + repeats), hears
         self.drop_path = drop_path
         options: dict[str, Any] = {"qkv_bias": qkv_bias, "share_norm": True, "scale": scale, "modulation": modulation}
@@ -158,6 +163,8 @@ class Propagator(Module):
         codes = latents.codes(("mediator",), depth, draw_key(self, ctx, f"code_noise/receivers{scope}"))
         theirs = latents.codes(roles, depth, draw_key(self, ctx, f"code_noise/senders{scope}"))
         signatures = latents.signatures(("mediator",)), latents.signatures(roles)
+        if self.training and self.blocks is not None:
+            ctx.losses[f"blocks/{depth}"] = self.grouped(signatures[0], self.blocks)
         links = self.kernel(
             *signatures, sample_ids(ctx, mediators), draw_key(self, ctx, f"kernel{scope}", drawn_always(self.kernel))
         )
@@ -166,6 +173,12 @@ class Propagator(Module):
         mediators = self.attention(mediators, codes, senders, theirs, links, first)
         states: Tensor = self.ffn(mediators, codes, second)
         return states
+
+    def grouped(self, signatures: Tensor, blocks: Mapping[str, float]) -> Tensor:
+        """The weighted distance of the mediators' links from a stochastic block model, a scalar."""
+        target = block_target(len(signatures), int(blocks["clusters"]), blocks["p_in"], blocks["p_out"])
+        links = self.kernel.log(signatures, signatures).exp()
+        return blocks["weight"] * block_model(links, target.to(links))
 
     def matrices(self) -> dict[str, int]:
         """Every modulated layer's weight and scale."""

@@ -1,0 +1,33 @@
+"""``--nproc-per-node`` and torchrun's names are told from modnet's own words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modnet.cli.launch import parted
+
+
+def test_words_are_parted_in_either_spelling() -> None:
+    launch = ["--nproc-per-node", "2", "--rdzv_endpoint=host:1", "--nnodes", "1:2"]
+    words = ["train", "smoke/kd", *launch[:2], "--threads", "1", *launch[2:], "a.b=c"]
+    assert parted(words) == (
+        ["train", "smoke/kd", "--threads", "1", "a.b=c"],
+        ["--nproc-per-node=2", "--rdzv-endpoint=host:1", "--nnodes=1:2"],
+    )
+
+
+@pytest.mark.slow
+def test_a_recipe_in_two_processes_ends_like_any(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "modnet", "train", "smoke/m2mkd", "--runs", str(tmp_path), "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 1
+    wrong = subprocess.run([*command[:4], "no/such", *command[5:]], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("no/such") == 1

@@ -1,0 +1,103 @@
+"""A replayed teacher is the live teacher, augmentation and mixing included; what does not fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from modnet.chain import Chain
+from modnet.cli.main import app
+from modnet.errors import RequestError, RunFailed
+
+MIXED = "stages.{}.augment=[crop,mixup-cutmix]"
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MODNET_DATA", str(tmp_path / "data"))
+    return tmp_path / "data" / "replays"
+
+
+def same(left: Chain, right: Chain) -> bool:
+    other = right.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in left.state_dict().items())
+
+
+def elsewhere(taught: Any, folder: Path) -> Any:
+    """A lab with an empty store: a stage that equals a stored one is trained all the same."""
+    return type(taught)(folder, taught.recipe_file)
+
+
+@pytest.mark.parametrize(
+    ("stage", "chains", "settings"),
+    [
+        ("transfer", ["module0", "module2"], ["epochs=2", "hint=0.3", "accumulate=2"]),
+        ("mimic", ["module1", "module2"], []),
+        ("hinton", ["network"], []),
+    ],
+)
+def test_an_fp32_replay_gives_the_weights_of_the_live_teacher(
+    taught: Any, tmp_path: Path, stage: str, chains: list[str], settings: list[str]
+) -> None:
+    settings = [MIXED.format(stage), *(f"stages.{stage}.{text}" for text in settings)]
+    live = taught.run(*settings, only=stage)
+    lab = elsewhere(taught, tmp_path / "runs")
+    replayed = lab.run(*settings, f"stages.{stage}.replay=fp32", only=stage)
+    assert live.keys == replayed.keys
+    assert "replay" in lab_result(replayed, stage)
+    for name in chains:
+        assert same(taught.chain(live, stage, name), lab.chain(replayed, stage, name))
+
+
+def lab_result(inputs: Any, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = inputs.store.result(inputs.keys[stage])
+    return found
+
+
+def test_one_replay_serves_seeds_ablations_and_any_grouping(taught: Any, data_folder: Path) -> None:
+    common = ("stages.transfer.replay={store: fp32, prefix: true}", "stages.transfer.data_seed=5")
+    runs = [
+        taught.run(*common, *more, only="transfer")
+        for more in ([], ["stages.transfer.seed=7"], ["stages.transfer.alpha=0.9", "stages.transfer.fused=false"])
+    ]
+    assert len(list(data_folder.iterdir())) == 1
+    facts = [lab_result(inputs, "transfer")["replay"] for inputs in runs]
+    assert facts[0]["seconds"] > 0
+    assert [fact["seconds"] for fact in facts[1:]] == [0.0, 0.0]
+    longer = taught.run(*common, "stages.transfer.epochs=2", only="transfer")
+    assert lab_result(longer, "transfer")["replay"]["seconds"] > 0
+    assert len({path.name[:5] for path in next(data_folder.iterdir()).glob("e*")}) == 2
+
+
+def test_a_half_precision_replay_has_a_key_of_its_own(taught: Any) -> None:
+    keys = [taught.run(*more, only="teacher").keys["hinton"] for more in ([], ["stages.hinton.replay=fp16"])]
+    assert keys[0] != keys[1]
+    assert taught.run("stages.hinton.replay=fp32", only="teacher").keys["hinton"] == keys[0]
+
+
+def test_outputs_that_are_not_the_teachers_are_refused_and_listed(taught: Any, data_folder: Path) -> None:
+    taught.run("stages.hinton.replay=fp16", only="hinton")
+    (folder,) = data_folder.iterdir()
+    for file in folder.glob("e*/target.npy"):
+        np.save(file, np.load(file) + 1)
+    done = CliRunner().invoke(app, ["data", "cache", "--verify"])
+    assert done.exit_code != 0
+    assert f"{folder.name}  1 epochs" in done.output
+    assert "damaged: " in done.output
+    with pytest.raises(RunFailed, match="is not what the live networks give"):
+        taught.run("stages.hinton.replay=fp16", "stages.hinton.tau=3.0", only="hinton")
+    assert CliRunner().invoke(app, ["data", "cache", "--delete", folder.name]).exit_code == 0
+    assert not folder.exists()
+    assert CliRunner().invoke(app, ["data", "cache"]).output == f"0 in {data_folder}\n"
+
+
+def test_what_cannot_be_stored_is_said(taught: Any) -> None:
+    with pytest.raises(RunFailed, match="features"):
+        taught.run("stages.mimic.replay={store: top-k, k: 3}", only="mimic")
+    with pytest.raises(RequestError, match="no frozen outputs"):
+        taught.run("stages.teacher.replay=fp32", "stages.teacher.epochs=1", only="teacher")
