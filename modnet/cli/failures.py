@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 
 import typer
 
-from modnet.errors import Interrupted, UserError
+from modnet.errors import Interrupted, RequestError, UserError
+
+SECONDS_TO_TELL = 10.0
 
 _shown = {"traceback": False}
 
@@ -24,8 +27,10 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         rank = int(os.environ.get("RANK", "0"))
-        if not rank or error.exit_code == 1:  # what is wrong with the request is the same in every process
+        if not rank or error.exit_code == 1:
             say(str(error), label=f"error in process {rank}" if rank else "error")
+        elif error.exit_code == RequestError.exit_code:  # the same in every process: the first one tells it
+            time.sleep(SECONDS_TO_TELL)  # the launcher ends all as soon as one has failed
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         say("stopped; the same command goes on from the last checkpoint", label="interrupted")

@@ -162,7 +162,11 @@ class FolderSplit(Split):
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images (B, C, H, W) and labels (B,), in order; the last batch may be partial."""
-        rows = list(torch.arange(len(self)).split(size)) if len(self) else []
+        return self.turns(size, 0, 1)
+
+    def turns(self, size: int, first: int, of: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every ``of``-th of the batches, from batch ``first`` on; the others are not read."""
+        rows = list(torch.arange(len(self)).split(size))[first::of] if len(self) else []
         for some, images in zip(rows, self.read(rows), strict=True):
             yield images, self.labels[some]
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,15 @@ class Images(Protocol):
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images (b, C, H, W) and int64 labels (b,); the last batch may be smaller."""
+        ...
+
+
+@runtime_checkable
+class Dealable(Protocol):
+    """Images of which some batches can be had without reading the others."""
+
+    def turns(self, size: int, first: int, of: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every ``of``-th of the batches, from batch ``first`` on."""
         ...
 
 
@@ -117,6 +126,8 @@ class Turns:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """uint8 images (b, C, H, W) and int64 labels (b,)."""
+        if isinstance(self.images, Dealable):
+            return self.images.turns(size, self.first, self.of)
         return itertools.islice(self.images.batches(size), self.first, None, self.of)
 
 

@@ -88,7 +88,22 @@ def results_table(summary: Mapping[str, Any], width: int = 80) -> RenderableType
         table.add_column(heading, justify="right")
     for name, row in rows.items():
         table.add_row(name, *(form(row[metric]) if metric in row else "" for metric, _, form, _ in shown))
-    return Group(table, *_suites(summary), *_differences(summary))
+    return Group(table, *_texts(summary), *_suites(summary), *_differences(summary))
+
+
+def _texts(summary: Mapping[str, Any]) -> list[Table]:
+    """Bits a byte of every stage on every text, where there are several: what was forgotten shows in no single one."""
+    found = summary["suites"]
+    names = dict.fromkeys(n for suites in found.values() for n, s in suites.items() if "bits_per_byte" in s["mean"])
+    if len(names) < 2:
+        return []
+    table = Table(title="bits a byte, test", title_justify="left", header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for stage, suites in found.items():
+        table.add_row(stage, *(bits(suites[name]["mean"]["bits_per_byte"]) for name in names))
+    return [table]
 
 
 def _suites(summary: Mapping[str, Any]) -> list[Table]:

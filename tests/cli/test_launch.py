@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from modnet.cli.failures import report
 from modnet.cli.launch import parted
+from modnet.errors import RequestError, RunFailed
 
 
 def test_words_are_parted_in_either_spelling() -> None:
@@ -31,3 +33,17 @@ def test_a_recipe_in_two_processes_ends_like_any(tmp_path: Path) -> None:
     wrong = subprocess.run([*command[:4], "no/such", *command[5:]], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.count("no/such") == 1
+
+
+@pytest.mark.parametrize(("rank", "told", "waited"), [("0", "error: no such thing", []), ("1", "", [10.0])])
+def test_the_first_process_tells_what_is_wrong_with_the_request(
+    rank: str, told: str, waited: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("modnet.cli.failures.time.sleep", slept.append)
+    assert report(RequestError("no such thing")) == 2
+    assert capsys.readouterr().err.strip() == told
+    assert slept == waited
+    assert report(RunFailed("a full disk")) == 1
+    assert f"error{' in process 1' * (rank == '1')}: a full disk" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from modnet.data import fingerprint, load, load_suite, port_of
 from modnet.data.large import FolderSplit, Reader, default_workers, transform
 from modnet.data.loaders import TrainBatches
 from modnet.errors import RequestError, RunFailed
+from modnet.evaluation.accuracy import Turns
 from modnet.randomness import Key
 from modnet.recipe.sources import Folder
 from modnet.recipe.training import Crop, Erase, Flip, Mixup, RandAugment
@@ -95,6 +96,18 @@ def test_an_epoch_from_disk_goes_on_the_same_whatever_the_workers(
 def test_only_pixel_augmentations_become_transforms() -> None:
     assert transform((Mixup(),), 8) is None
     assert transform((Crop(), Mixup()), 8) is not None
+
+
+def test_ranks_read_their_own_batches_alone(tmp_path: Path) -> None:
+    draw(tmp_path, ["x", "y"])
+    split = load(folder(tmp_path, resident=False)).train
+    assert isinstance(split, FolderSplit)
+    whole = list(split.batches(7))
+    own = [list(Turns(split, first, 2).batches(7)) for first in (0, 1)]
+    assert [len(share) for share in own] == [len(whole[0::2]), len(whole[1::2])]
+    for turn, (images, labels) in enumerate(whole):
+        assert torch.equal(own[turn % 2][turn // 2][0], images)
+        assert torch.equal(own[turn % 2][turn // 2][1], labels)
 
 
 @pytest.mark.parametrize("resident", [True, False])

@@ -15,8 +15,10 @@ from modnet import experiment
 from modnet.engine.artifacts import load_chain
 from modnet.errors import RequestError
 from modnet.evaluation.accuracy import measure
+from modnet.evaluation.summary import summarise
 from modnet.methods.base import Inputs
 from modnet.recipe import RecipeError, load_recipe
+from modnet.report.tables import results_table
 from modnet.store import Store
 from modnet.surgery.experts import mixtures, pruned
 
@@ -71,6 +73,16 @@ def test_a_model_learns_and_is_told_in_bits(run: Any) -> None:
     assert history["bits_per_byte"] == pytest.approx(row["val_bits_per_byte"])
     data = inputs.dataset("one")
     assert measure(chain_of(inputs, "model"), data.test, data).nll == pytest.approx(row["nll"])
+
+
+def test_the_table_tells_what_each_stage_scores_on_each_text(run: Any) -> None:
+    _, rows = run()
+    console = Console(file=io.StringIO(), width=200)
+    console.print(results_table(summarise({0: rows})))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for stage in ("model", "cut", "more"):
+        for suite in ("one", "two"):
+            assert f"{rows[stage]['suites'][suite]['mean']['bits_per_byte']:.4f}" in text
 
 
 def test_pruning_removes_half_of_the_experts(run: Any) -> None:

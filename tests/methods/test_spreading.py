@@ -42,8 +42,8 @@ def test_modules_over_two_processes_equal_those_of_one(taught: Any, tmp_path: Pa
 
 
 def test_one_shared_step_with_mixing_equals_that_of_one_process(taught: Any, tmp_path: Path) -> None:
-    values = ("optimizer={name: sgd, lr: 0.1}", "batch=500", "select=last", "augment=[crop,mixup-cutmix]")
-    step = tuple(f"stages.base.{value}" for value in values)
+    step: tuple[str, ...] = ("stages.base.optimizer={name: sgd, lr: 0.1}", "stages.base.batch=500")
+    step = (*step, "stages.base.select=last", "stages.base.augment=[crop,mixup-cutmix]")
     alone, apart = (type(taught)(tmp_path / name, taught.recipe_file) for name in ("alone", "apart"))
     one = alone.run(*step, only="base")
     in_processes(2, _bring, taught.recipe_file, apart.folder, step, "base")
