@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import modnet.recipe.loading  # noqa: F401  (registers all parameter classes)
+from modnet.recipe.stages import ROUTES, route_class
 from modnet.registry import Params
 
 TEXT = (Path(__file__).parents[1] / "docs" / "fidelity.md").read_text()
+
+
+for _method in ROUTES:
+    route_class(_method)  # which imports the file that defines it
 
 
 def classes(cls: type[Params] = Params) -> Iterator[type[Params]]:
