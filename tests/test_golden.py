@@ -428,7 +428,7 @@ def test_the_folder_holds_cases() -> None:
 
 def test_a_case_that_nobody_knows_is_an_error() -> None:
     assert check_of("m2mkd_loss") is check_m2mkd
-    assert check_of("emoe_gate") is None
+    assert check_of("snnet_stitch") is None
     with pytest.raises(KeyError, match="unheard_of"):
         check_of("unheard_of")
 

@@ -260,7 +260,7 @@ def test_ls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     assert "smoke/m2mkd" in invoke(app, ["ls"]).output
     assert "fashion-mnist/demo" not in invoke(app, ["ls", "smoke/*"]).output
-    others = "lists models, data, optimizers, schedules, augments, shifts or verbs"
+    others = "lists models, data, optimizers, schedules, augments, shifts, routers or verbs"
     assert others in invoke(app, ["ls"]).output
     assert others not in invoke(app, ["ls", "smoke/*"]).output
     models = invoke(app, ["ls", "models", "vit-*"]).output
