@@ -21,7 +21,7 @@ from modnet.layers.nac.tokenizer import ConvNeXtTokenizer
 from modnet.randomness import Key
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.golden_case import Case
 
 GRADIENT_TOLERANCE = 1e-4
 OURS = (

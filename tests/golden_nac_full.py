@@ -20,7 +20,7 @@ from modnet.recipe.nac import NAC, Graph
 from tests.golden_nac import gradients, ours
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.golden_case import Case
 
 DEPTHS = {
     "tiny": (3, 3, 9),

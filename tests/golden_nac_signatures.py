@@ -13,7 +13,7 @@ from modnet.layers.nac import graphs, regularisers
 from modnet.layers.nac.kernel import Kernel, distances
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.golden_case import Case
 
 GRAPHS = {"barabasi-albert": "scale-free", "grid-graph": "grid"}
 SIZED = ("watts-strogatz",)  # the number of nodes is that of the latents

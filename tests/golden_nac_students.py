@@ -21,7 +21,7 @@ from tests.golden_nac import gradients, ours
 from tests.golden_nac_full import inner, named, params_of
 
 if TYPE_CHECKING:
-    from tests.test_golden import Case
+    from tests.golden_case import Case
 
 
 def circuit(full: Mapping[str, Any], grid: Sequence[int], seed: int = 0, classes: int | None = None) -> Chain:

@@ -85,6 +85,7 @@ class RandomResizedCrop(Pixels):
         return (height, round(height * high)) if width > high * height else (height, width)
 
     def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        """Each image's box, resampled to the size of the whole."""
         height, width = images.shape[2:]
         top, left, bottom, right = self.boxes(key, ids, height, width).double().unbind(1)
         rows, columns = (torch.arange(n, device=images.device).double() + 0.5 for n in (height, width))
@@ -120,6 +121,7 @@ class RandomErase(Pixels):
         self.p, self.area = p, area
 
     def apply(self, images: Tensor, key: Key, ids: Tensor) -> Tensor:
+        """The images, noise in a box of those that are chosen."""
         height, width = images.shape[2:]
         chosen = (key.fold("whether").uniform(ids, 1)[:, 0] < self.p).nonzero()[:, 0]
         box = self.boxes(key, ids[chosen], height, width)

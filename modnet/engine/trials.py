@@ -27,6 +27,7 @@ def dtype_trial(job: Job, device: torch.device) -> Choice:
     part = next(job.batches.epoch(0)).split(job.settings.accumulate)[0]
 
     def seconds(bf16: bool) -> float:
+        """The median time of a forward and backward pass, after one to warm up."""
         found = []
         for _ in range(TRIES + 1):
             start = time.perf_counter()
