@@ -31,6 +31,7 @@ Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 … [default: the GPU if there is one]")
 ]
 Debug = Annotated[bool, typer.Option("--debug", callback=show_tracebacks, help="Show where an error was raised.")]
+Of = Annotated[list[str] | None, typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable).")]
 HOME = Path("runs")
 
 

@@ -12,6 +12,7 @@ from modnet.cli.common import (
     Debug,
     Device,
     DryRun,
+    Of,
     Overrides,
     Runs,
     Seeds,
@@ -33,9 +34,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--on", metavar="SUITE", help="For a run: test sets or shift suites (repeatable)."),
     ] = None,
-    of: Annotated[
-        list[str] | None, typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable).")
-    ] = None,
+    of: Of = None,
     circuit: Annotated[
         Path | None,
         typer.Option("--circuit", metavar="DIR", help="For a run: picture, usage and pruning of a circuit, into DIR."),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modnet.cli.common import HOME, Debug, Device, DryRun, Overrides, Runs, Seeds, Smoke, Threads, run_verb
+from modnet.cli.common import HOME, Debug, Device, DryRun, Of, Overrides, Runs, Seeds, Smoke, Threads, run_verb
 from modnet.errors import RequestError
 
 
@@ -23,9 +23,7 @@ def route(
         Path | None,
         typer.Option("--trade-offs", metavar="RUN", help="Measure a finished run at other K, capacities, priorities."),
     ] = None,
-    of: Annotated[
-        list[str] | None, typer.Option("--of", metavar="STAGE", help="For a run: which networks (repeatable).")
-    ] = None,
+    of: Of = None,
     smoke: Smoke = False,
     dry_run: DryRun = False,
     seeds: Seeds = None,

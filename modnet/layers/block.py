@@ -15,10 +15,23 @@ class AttentionBlock(Module):
     """Attention, then what a subclass feeds tokens through, each behind a norm and around a residual."""
 
     role = "block"
-    drop_path: float
-    norm1: nn.LayerNorm
-    norm2: nn.LayerNorm
-    attn: Attention
+
+    def build_attention(
+        self,
+        width: int,
+        heads: int,
+        qkv_bias: bool,
+        norm_eps: float,
+        drop_path: float,
+        prefix: int | None,
+        grid: tuple[int, int] | None,
+    ) -> None:
+        """Declare the ports and make all but the second branch; a subclass calls it in its constructor."""
+        self.takes = self.gives = Port.of("tokens", width=width, prefix=prefix, grid=grid)
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
 
     def feed(self, x: Tensor, ctx: Pass) -> Tensor:
         """The second branch: normed tokens (B, N, width) to the same."""
@@ -55,11 +68,7 @@ class Block(AttentionBlock):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.takes = self.gives = Port.of("tokens", width=width, prefix=prefix, grid=grid)
-        self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, qkv_bias)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.build_attention(width, heads, qkv_bias, norm_eps, drop_path, prefix, grid)
         self.mlp = MLP(width, int(width * mlp_ratio))
         initialise_linears(self)
 

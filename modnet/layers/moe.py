@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modnet.chain import Pass, Port
+from modnet.chain import Pass
 from modnet.errors import RequestError
 from modnet.layers import balance
-from modnet.layers.attention import Attention
 from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, grouped_linear, plan
 from modnet.layers.initialise import initialise_linears
@@ -214,11 +213,7 @@ class MoEBlock(AttentionBlock):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.takes = self.gives = Port.of("tokens", width=width, prefix=prefix, grid=grid)
-        self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, qkv_bias)
-        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.build_attention(width, heads, qkv_bias, norm_eps, drop_path, prefix, grid)
         self.moe = MoE(width, hidden, experts, top_k, router, activation)
         initialise_linears(self)
 
