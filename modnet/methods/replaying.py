@@ -109,8 +109,10 @@ class Filler:
     def ready(self, home: Path, check: Key) -> tuple[Replay, dict[str, Any]]:
         """The replay of all epochs of the stage, and facts about it; raises RunFailed if it does not fit."""
         if not (names := self.objective.replayable(self.how.prefix)):
-            more = "give it `prefix: true`, for what enters its modules, or " if self.objective.replayable(True) else ""
-            raise RequestError(f"replay: this {self.stage.run} stage has no targets to store; {more}leave replay out")
+            more = " but what enters its modules: give `prefix: true`, or" if self.objective.replayable(True) else ";"
+            raise RequestError(
+                f"replay: this {self.stage.run} stage has no frozen outputs to store{more} leave replay out"
+            )
         if self.stage.dtype == "auto":
             raise RequestError("replay: what is stored depends on the dtype; set dtype to fp32 or bf16 beside it")
         identity = identity_of(self.objective, self.batches, self.stage, self.how)
