@@ -22,6 +22,7 @@ from modnet.registry import DATA
 from modnet.report.tables import plan_table, si, size
 from modnet.store import Store
 
+STUDENTS = ("transfer", "modules")  # stages of shipped recipes that train modules
 RECIPE = """
 name: planned
 data: {digits: {name: digits, per_class: 20}}
@@ -95,6 +96,12 @@ def test_published_sizes(name: str, parameters: str, macs: str, tmp_path: Path) 
     assert 0.99 * row["with norms"] < row["MACs"] < row["with norms"]
     assert [row["state"] for row in found.stages] == ["no data"]
     assert "data prepare imagenet" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist/m2mkd-nac", "fashion-mnist/m2mkd-vmoe", "fashion-mnist/evidence/c"])
+def test_a_plan_makes_no_trial_of_long_training(name: str, tmp_path: Path) -> None:
+    (learned,) = (row["learns"] for row in plan(load_recipe(name), runs=tmp_path).stages if row["stage"] in STUDENTS)
+    assert len(learned) > 1
 
 
 def test_a_planned_data_set_is_as_large_as_the_one_that_is_read() -> None:

@@ -13,7 +13,7 @@ from modnet import experiment
 from modnet.recipe import load_recipe, shipped_recipes
 from modnet.recipe.stages import Evaluate
 
-HEAVY = ("imagenet/", "tiny-imagenet/nac-m2mkd", "few-shot/cub", "few-shot/tiny")
+HEAVY = ("imagenet/", "tiny-imagenet/nac-m2mkd", "few-shot/cub", "few-shot/tiny", "few-shot/cifar")
 
 
 def slow(name: str) -> Any:

@@ -69,7 +69,7 @@ def _collection(
     name: str, params: ImageNets, root: Path | None, classes: tuple[str, ...], shown: tuple[str, ...], squash: bool
 ) -> Collection:
     if params.synthetic:
-        found, content = drawn(layouts.IMAGENET_R, params.size, shown), "synthetic"
+        found, content = drawn(layouts.IMAGENET_R.classes, params.size, shown), "synthetic"
         root = Path("synthetic pictures")
     else:
         root = root or place(layouts.IMAGENET_R, params.renditions)

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from modnet.data.pixels import RandomErase, RandomResizedCrop
+from modnet.data import randaugment
+from modnet.data.pixels import Pixels, RandomErase, RandomResizedCrop
 from modnet.data.splits import Split
 from modnet.errors import RequestError, RunFailed
 from modnet.randomness import Key
@@ -239,13 +240,13 @@ def _transform(params: Params, size: int) -> v2.Transform | None:
         case Flip(p=p):
             return v2.RandomHorizontalFlip(p)
         case Erase(p=p, area=area):
-            return v2.Lambda(functools.partial(_erased, RandomErase(p, area)))
-        case RandAugment(ops=ops, m=m):
-            return v2.RandAugment(ops, magnitude=round(3 * m))
+            return v2.Lambda(functools.partial(_keyed, RandomErase(p, area)))
+        case RandAugment(ops=ops, m=m, std=std):
+            return v2.Lambda(functools.partial(_keyed, randaugment.RandAugment(ops, m, std)))
     return None
 
 
-def _erased(erase: RandomErase, image: Tensor) -> Tensor:
-    """Our own erasing (that of v2 fills uint8 images with no noise), keyed from torch's generator as v2 is."""
+def _keyed(change: Pixels, image: Tensor) -> Tensor:
+    """Our own erasing and RandAugment (v2's fill with no noise and know no spread), keyed from torch's generator."""
     key = Key(int(torch.randint(1 << 62, (1,))))
-    return erase.apply(image[None], key, torch.zeros(1, dtype=torch.int64))[0]
+    return change.apply(image[None], key, torch.zeros(1, dtype=torch.int64))[0]

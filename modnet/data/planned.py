@@ -9,7 +9,7 @@ from modnet.data import port_of
 from modnet.data.splits import Dataset, Split, held_out_of
 from modnet.data.synthetic import SHOWN, TRAIN
 from modnet.errors import RequestError
-from modnet.recipe.sources import Pictures, Source, facts_of
+from modnet.recipe.sources import Photographs, Source, facts_of
 
 
 def planned(params: Source) -> Dataset:
@@ -31,7 +31,7 @@ def planned(params: Source) -> Dataset:
 
 def training_images(params: Source, classes: int, pictures: int | None) -> int:
     """How many images a source trains on, if its classes are equally large; raises RequestError if nobody can know."""
-    if isinstance(params, Pictures) and params.synthetic:
+    if isinstance(params, Photographs) and params.synthetic:
         return SHOWN * (TRAIN - 1)
     if params.per_class is not None:
         return params.per_class * classes

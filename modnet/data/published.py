@@ -46,7 +46,8 @@ def _described(layout: Layout, params: Pictures) -> Description:
     from modnet.data import tables
 
     if params.synthetic:
-        listing, content = drawn(layout, params.size), "synthetic"
+        names = layout.classes or tuple(f"{number:03}" for number in range(layout.count))
+        listing, content = drawn(names, params.size), "synthetic"
         where = "synthetic pictures"
     elif params.hub is not None or (params.path is not None and tables.is_table(Path(params.path).expanduser())):
         listing, content = tables.listed(layout, params)

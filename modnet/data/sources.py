@@ -8,24 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from modnet.chain import Port
-from modnet.data import cifar, idx
 from modnet.data import fashion_mnist as fashion
+from modnet.data import idx
 from modnet.data.splits import Dataset, Split, check_labels, held_out
 from modnet.errors import RunFailed
 from modnet.recipe.sources import Source
 
 FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR100_CLASSES = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
-    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
-    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
-    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
-    orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum
-    rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
-    trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()  # noqa: SIM905
-)
 _DIGITS_TEST = 36  # of each class, about a fifth
 _DIGITS_SEED = 20_240_301
 
@@ -81,15 +70,3 @@ def _read_digits() -> tuple[Split, Split]:
     every = Split.of(images, check_labels(torch.from_numpy(bunch.target), 10, "digits"))
     train, test = held_out(every.labels, 10, most=10 * _DIGITS_TEST, seed=_DIGITS_SEED, share=0.25)
     return Split.of(images[train], every.labels[train]), Split.of(images[test], every.labels[test])
-
-
-def cifar10(params: Source) -> Description:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 colour photographs, 32 x 32."""
-    port = Port.of("image", channels=3, size=32)
-    return Description(CIFAR10_CLASSES, port, "cifar10-1", lambda: cifar.read(cifar.CIFAR10))
-
-
-def cifar100(params: Source) -> Description:
-    """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 colour photographs, 32 x 32."""
-    port = Port.of("image", channels=3, size=32)
-    return Description(CIFAR100_CLASSES, port, "cifar100-1", lambda: cifar.read(cifar.CIFAR100))

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from modnet.data.folder import Listing
-from modnet.data.layouts import Layout
 from modnet.randomness import Key
 
 SHOWN, TRAIN, TEST = 16, 7, 15  # classes with pictures, and pictures of each: enough for an episode of 5 shots
@@ -50,13 +49,12 @@ def _patches(key: Key) -> torch.Tensor:
     return 255 * key.uniform(torch.arange(_PATCHES), 3 * _PATCHES).view(_PATCHES, _PATCHES, 3)
 
 
-def drawn(layout: Layout, size: int, among: Sequence[str] = ()) -> Listing:
+def drawn(classes: Sequence[str], size: int, among: Sequence[str] = ()) -> Listing:
     """Drawn pictures of 16 of a set's classes (of those ``among``), 7 of each to train and 15 to test."""
-    classes = layout.classes or tuple(f"{number:03}" for number in range(layout.count))
     every = tuple(among) or classes
     shown = [every[i * len(every) // SHOWN] for i in range(SHOWN)]
     train, test = (
         tuple((Drawn(label, part, i, size), classes.index(label)) for label in shown for i in range(count))
         for part, count in (("train", TRAIN), ("test", TEST))
     )
-    return Listing(classes, train, test)
+    return Listing(tuple(classes), train, test)

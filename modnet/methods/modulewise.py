@@ -188,7 +188,7 @@ class ModulewiseMethod(Method):
         """Whether modules pass the tail in one batch; not tried where all training is hardly longer than the trial."""
         steps = self.stage.epochs * (len(self.dataset.train) // self.stage.batch)
         uneven = self.stage.batch % self.stage.accumulate != 0 or self.stage.dtype == "auto"
-        if steps < LEAST_STEPS or uneven:
+        if steps < LEAST_STEPS or uneven or self.inputs.device.type == "meta":  # a plan has nothing to time
             return False
         dtype = torch.bfloat16 if self.stage.dtype == "bf16" else None
         made = self.inputs.chosen("joined", lambda: joining(objective, self._trial_batch(), dtype), "tail in one batch")

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from modnet.recipe.fields import Choice, marker
 from modnet.recipe.problems import shown
 from modnet.recipe.recipe import Recipe
-from modnet.recipe.sources import Pictures, Source
+from modnet.recipe.sources import Photographs, Source
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import DATA, MODELS, Params, Registry
 
@@ -78,7 +78,7 @@ def _shrunk(registry: Registry, params: T, factor: int) -> T:
 def _few(source: Source, factor: int, times: int, told: list[str]) -> Source:
     """So many times the images of the source's smoke size, but no more than it has without it."""
     small = _shrunk(DATA, source, factor)
-    if isinstance(small, Pictures) and small.synthetic:
+    if isinstance(small, Photographs) and small.synthetic:
         told.append(NOT_AT_HAND.format(name=source.name))
     if small.per_class is None or small == source:
         return small

@@ -39,7 +39,19 @@ class Folder(Source):
     resident: Annotated[bool | None, Unkeyed()] = None  # None: in memory when it is at most 1 GiB as uint8
 
 
-class Pictures(Source):
+class Photographs(Source):
+    """A published set for which drawn pictures can stand in."""
+
+    synthetic: Annotated[bool, KeyedIfSet()] = False  # drawn pictures of the same shape and classes, to try a recipe
+
+
+class Cifar(Photographs):
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), enlarged to ``size``."""
+
+    size: Annotated[PositiveInt, KeyedIfSet()] = 32
+
+
+class Pictures(Photographs):
     """A published set of pictures in the data folder, in the folder ``path``, or on Hugging Face as ``hub``."""
 
     path: Annotated[str | None, Unkeyed()] = None
@@ -47,7 +59,6 @@ class Pictures(Source):
     size: PositiveInt = 64
     # The shorter side of pictures that are measured (val, test, suites) before their middle is cut out; None: `size`
     resize: Annotated[PositiveInt | None, KeyedIfSet()] = None
-    synthetic: Annotated[bool, KeyedIfSet()] = False  # drawn pictures of the same shape and classes, to try a recipe
     resident: Annotated[bool | None, Unkeyed()] = None  # None: in memory when it is at most 1 GiB as uint8
 
     @model_validator(mode="after")
@@ -83,16 +94,18 @@ class ClassSubset(Source):
 
 
 # `pictures`: of the source's own training set, val still among them
-def at_hand(source: Pictures) -> bool:
+def at_hand(source: Photographs) -> bool:
     """Whether pictures are where a source says, or in the data folder; what lies on a hub is not."""
-    if source.path is not None:
-        return Path(source.path).expanduser().exists()
     home = Path(os.environ.get("MODNET_DATA") or "~/.cache/modnet").expanduser()
     entry = DATA.get(source.name)
-    return source.hub is None and any((home / name).is_dir() for name in (entry.base, entry.facts["folder"]))
+    if isinstance(source, Pictures):
+        if source.path is not None:
+            return Path(source.path).expanduser().exists()
+        return source.hub is None and any((home / name).is_dir() for name in (entry.base, entry.facts["folder"]))
+    return any((home / name).is_file() for name in entry.facts["archives"])
 
 
-def _few_pictures(params: Pictures, factor: int) -> Pictures:
+def _few_pictures(params: Photographs, factor: int) -> Photographs:
     """Four training pictures a class; drawn ones where there are none, of a few classes."""
     if params.synthetic or not at_hand(params):
         return params.changed(synthetic=True, per_class=None, fraction=None)
@@ -101,7 +114,6 @@ def _few_pictures(params: Pictures, factor: int) -> Pictures:
 
 _FASHION = {"size": 28, "channels": 1, "classes": 10, "pictures": 60_000}
 _DIGITS = {"size": 8, "channels": 1, "classes": 10, "pictures": 1_437}
-_CIFAR = {"size": 32, "channels": 3, "pictures": 50_000}
 
 
 def _few(per_class: int) -> Smoke:
@@ -116,11 +128,14 @@ def _few(per_class: int) -> Smoke:
 for _name, _per_class, _facts, _about in (
     ("fashion-mnist", 24, _FASHION, "70,000 pictures of clothes, 28 x 28, 10 classes"),
     ("digits", 24, _DIGITS, "1,797 handwritten digits, 8 x 8, 10 classes (inside scikit-learn)"),
-    ("cifar10", 24, _CIFAR | {"classes": 10}, "60,000 pictures, 32 x 32, 10 classes"),
-    ("cifar100", 4, _CIFAR | {"classes": 100}, "60,000 pictures, 32 x 32, 100 classes"),
 ):
     _builder = f"modnet.data.sources:{_name.replace('-', '_')}"
     DATA.register(_name, Source, _builder, smoke=_few(_per_class), about=_about, facts=_facts)
+for _name, _classes in (("cifar10", 10), ("cifar100", 100)):
+    _archives = [f"cifar-{_classes}-{kind}.tar.gz" for kind in ("binary", "python")]
+    _cifar: dict[str, Any] = {"size": 32, "channels": 3, "pictures": 50_000, "classes": _classes, "archives": _archives}
+    _about = f"60,000 photographs, 32 x 32, {_classes} classes"
+    DATA.register(_name, Cifar, f"modnet.data.cifar_sources:{_name}", smoke=_few_pictures, about=_about, facts=_cifar)
 _ABOUT = {
     "tiny-imagenet": "110,000 photographs, 64 x 64, 200 classes of ImageNet",
     "imagenet": "ILSVRC 2012: 1,331,167 photographs, 1,000 classes",

@@ -11,15 +11,17 @@ import struct
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from modnet.data import cifar, fashion_mnist, files, idx, sources
+from modnet.data import cifar, cifar_sources, fashion_mnist, files, idx, sources
 from modnet.data.files import Unreachable
 from modnet.errors import RunFailed
 from modnet.randomness import Key
-from modnet.recipe.sources import Source
+from modnet.recipe.sources import Cifar, Source
 
 # ---- idx ------------------------------------------------------------------------------------
 
@@ -226,7 +228,7 @@ def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_cifar_is_read_from_either_archive(stored: Path, name: str) -> None:
-    described = getattr(sources, name)(Source(name=name))
+    described = getattr(cifar_sources, name)(Cifar(name=name))
     train, test = described.read()
     batches = 5 if name == "cifar10" else 1
     assert (len(train), len(test)) == (3 * batches, 2)
@@ -234,6 +236,15 @@ def test_cifar_is_read_from_either_archive(stored: Path, name: str) -> None:
     pixels, label = record(cifar.CIFAR10 if name == "cifar10" else cifar.CIFAR100, 51)
     assert test.images[1].numpy().tobytes() == pixels
     assert int(test.labels[1]) == label
+
+
+def test_cifar_is_enlarged_for_networks_of_larger_pictures(stored: Path) -> None:
+    plain, large = (cifar_sources.cifar100(Cifar(name="cifar100", size=size)) for size in (32, 224))
+    assert large.fingerprint != plain.fingerprint
+    (_, small), (_, test) = plain.read(), large.read()
+    assert torch.equal(test.labels, small.labels)
+    image = Image.fromarray(small.images[1].permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
+    assert torch.equal(test.images[1], torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
 def test_cifar_with_a_wrong_md5_is_refused(stored: Path) -> None:
