@@ -116,6 +116,8 @@ def joining(objective: Fusible, batch: Batch, dtype: torch.dtype | None = None) 
         given = {i: x for i, x in objective.given(batch).items() if str(i + 1) in objective.behind}
     if len(given) < 2 or not all(isinstance(x, Tensor) for x in given.values()):
         return Choice(False, "there are no two modules that pass the same tail")
+    if not _meet(objective, given):
+        return Choice(False, "modules give features of different shapes")
     apart, together = (_passed(objective, given, joined, dtype) for joined in (False, True))
     if not all(torch.equal(a, b) for a, b in zip(apart, together, strict=True)):
         return Choice(False, "in one batch the last bits differ on this machine")
@@ -126,6 +128,17 @@ def joining(objective: Fusible, batch: Batch, dtype: torch.dtype | None = None) 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@torch.no_grad()
+def _meet(objective: Fusible, given: Mapping[int, Tensor]) -> bool:
+    """Whether, in every joint of the tail, what comes from modules in front has the shape of what joins it there."""
+    passing = given[min(given)][:1]
+    for i in range(min(given) + 1, max(given) + 1):
+        passing = objective.behind[str(i)](passing)
+        if i in given and given[i].shape[1:] != passing.shape[1:]:
+            return False
+    return True
 
 
 def _passed(objective: Fusible, given: Mapping[int, Tensor], joined: bool, dtype: torch.dtype | None) -> list[Tensor]:

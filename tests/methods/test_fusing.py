@@ -68,6 +68,16 @@ def test_the_trial_takes_what_is_faster(elementwise: IncubationObjective, monkey
         assert joining(elementwise, batch()).value is quick
 
 
+def test_modules_that_give_other_shapes_are_not_joined() -> None:
+    class OneRow(Scaling):
+        def forward(self, x: Tensor, ctx: Pass) -> Tensor:
+            return super().forward(x, ctx)[:, :, :1]
+
+    host = Chain([Scaling(), Scaling(2.0), Scaling(1.5)], [0, 1, 2, 3])
+    uneven = IncubationObjective(host, {0: Chain([OneRow()]), 1: Chain([Scaling(0.5)])}, 0.0)
+    assert joining(uneven, batch()) == Choice(False, "modules give features of different shapes")
+
+
 def test_the_trial_refuses_other_bits(elementwise: IncubationObjective, monkeypatch: pytest.MonkeyPatch) -> None:
     through = elementwise.through
 
