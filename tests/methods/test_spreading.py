@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -52,6 +53,20 @@ def test_one_shared_step_with_mixing_equals_that_of_one_process(taught: Any, tmp
     other = apart.chain(two, "base").state_dict()
     for name, tensor in alone.chain(one, "base").state_dict().items():
         assert torch.allclose(tensor, other[name], atol=1e-5), name
+
+
+def test_experts_dealt_to_two_processes_leave_the_network_of_one(taught: Any, tmp_path: Path) -> None:
+    step: tuple[str, ...] = ("models.meta.name=vmoe", "models.meta.experts=4", "models.meta.router=renormalised")
+    step = (*step, "stages.base.optimizer={name: sgd, lr: 0.1}", "stages.base.batch=500", "stages.base.select=last")
+    alone, apart = (type(taught)(tmp_path / name, taught.recipe_file) for name in ("alone", "apart"))
+    one = alone.run(*step, only="base")
+    in_processes(2, _bring, taught.recipe_file, apart.folder, (*step, "stages.base.parallel={experts: all}"), "base")
+    two = apart.run(*step, only="base")  # the same key: everything is done
+    other = apart.chain(two, "base").state_dict()
+    for name, tensor in alone.chain(one, "base").state_dict().items():
+        assert torch.allclose(tensor, other[name], atol=1e-5), name
+    scores = [inputs.store.result(inputs.keys["base"])["metrics"]["network"] for inputs in (one, two)]
+    assert scores[0]["nll"] == pytest.approx(scores[1]["nll"], abs=1e-4)
 
 
 def _bring(recipe: Path, runs: Path, overrides: tuple[str, ...], stage: str) -> None:
