@@ -9,7 +9,7 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+
+Part = tuple[str, Tensor, Tensor]
+"""A name, what is here of a tensor, and one that is divided likewise."""
 
 
 def divided(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -43,7 +47,7 @@ def whole(tensor: Tensor, like: Tensor) -> Tensor:
             tensor, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
         )
     with torch.no_grad():
-        found: Tensor = cast("DTensor", tensor).full_tensor()
+        found: Tensor = tensor.full_tensor()
     return found
 
 

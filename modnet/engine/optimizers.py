@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modnet.chain import Chain
-from modnet.engine.divided import alike, is_divided, local, placed, whole
+from modnet.engine.divided import alike, is_divided, local, placed
 from modnet.engine.muon import Muon
 from modnet.recipe import training
 from modnet.registry import Params
@@ -99,9 +99,9 @@ def declared_matrices(chain: Chain) -> dict[str, int]:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, chain: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as ``parameter name/entry`` to tensor, whole where a parameter is divided."""
+    """The optimizer's state as ``parameter name/entry`` to tensor."""
     return {
-        f"{name}/{entry}": whole(value, p) if value.ndim else value
+        f"{name}/{entry}": value
         for name, p in trainable(chain).items()
         for entry, value in optimizer.state.get(p, {}).items()
         if isinstance(value, Tensor)

@@ -159,11 +159,16 @@ def _check(job: Job, team: Team, device: torch.device) -> None:
 
 def _check_shardable(chain: Chain) -> None:
     """Raises RequestError for networks that FSDP does not shard leaf by leaf as one process has them."""
-    if any(isinstance(part, _BatchNorm) for part in chain.modules()):
-        raise RequestError("parallel.fsdp: a network with running statistics (BatchNorm) is not sharded; leave it out")
     held = [id(p) for leaf in chain.leaves for p in set(leaf.parameters())]
-    if len(held) > len(set(held)):
-        raise RequestError("parallel.fsdp: a parameter of this network stands in several places; leave fsdp out")
+    hindrances = {
+        "running statistics (BatchNorm)": any(isinstance(part, _BatchNorm) for part in chain.modules()),
+        "a part that all its modules share": chain.shared_part is not None,
+        "a parameter that stands in several places": len(held) > len(set(held)),
+        "a parameter that is one number": any(p.ndim == 0 for p in chain.parameters()),
+    }
+    found = [name for name, there in hindrances.items() if there]
+    if found:
+        raise RequestError(f"parallel.fsdp: this network has {' and '.join(found)}, so leave fsdp out")
 
 
 def _parts(images: int, accumulate: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modnet.engine.checkpoint import Best, Tensors
-from modnet.engine.divided import clip, local, placed, total_norm, whole
+from modnet.engine.divided import Part, clip, local, placed, total_norm
 from modnet.engine.job import Job, Metrics, Track
 from modnet.engine.optimizers import load_state_tensors, state_tensors, trainable
 from modnet.errors import RunFailed
@@ -104,25 +104,26 @@ class LiveTrack:
         """Remember the weights that stand in the chain now."""
         self.best = {name: local(tensor).clone() for name, tensor in self.chain.state_dict().items()}
 
-    def whole_best(self) -> Tensors:
-        """The best weights, whole; they are on their way to a file and stay as they are."""
-        own = self.chain.state_dict()
-        return {name: whole(tensor, own[name]) for name, tensor in self.best.items()}
-
     def take_best(self, best: Tensors) -> None:
         """Remember best weights that were stored, of divided tensors what is here."""
         own = self.chain.state_dict()
         self.best = {name: local(placed(tensor, own[name])) for name, tensor in best.items()}
 
-    def weights(self) -> Tensors:
-        """The chain's tensors, and the averages under ``ema:name``, whole."""
-        found = {name: whole(tensor, tensor) for name, tensor in self.chain.state_dict().items()}
+    def weights(self) -> Iterator[Part]:
+        """The chain's tensors, and the averages under ``ema:name``."""
+        yield from ((name, tensor, tensor) for name, tensor in self.chain.state_dict().items())
         average = zip(self.followed.items(), self.average or [], strict=False)
-        return found | {f"ema:{name}": whole(tensor, like) for (name, like), tensor in average}
+        yield from ((f"ema:{name}", tensor, like) for (name, like), tensor in average)
 
-    def optimizer_state(self) -> Tensors:
+    def best_weights(self) -> Iterator[Part]:
+        """The best weights so far."""
+        own = self.chain.state_dict()
+        yield from ((name, tensor, own[name]) for name, tensor in self.best.items())
+
+    def optimizer_state(self) -> Iterator[Part]:
         """The optimizer's tensors by parameter name."""
-        return state_tensors(self.optimizer, self.chain)
+        for key, value in state_tensors(self.optimizer, self.chain).items():
+            yield key, value, self.named[key.rpartition("/")[0]] if value.ndim else value
 
     @torch.no_grad()
     def load(self, weights: Tensors, optimizer: Tensors) -> list[str]:

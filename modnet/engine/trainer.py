@@ -30,7 +30,7 @@ from modnet.engine.outcome import Outcome
 from modnet.engine.parallel import share_of
 from modnet.engine.ranks import SOLO, Team, sharing
 from modnet.engine.reporter import Reporter
-from modnet.engine.saving import Writer, copied
+from modnet.engine.saving import Writer, gathered
 from modnet.engine.sharding import shard
 from modnet.engine.tracks import LiveTrack, better, check_partition, module_device
 from modnet.engine.trials import dtype_trial
@@ -93,7 +93,7 @@ class _Loop:
     def _obey(self, choices: dict[str, Choice]) -> None:
         self.autocast = choices["dtype"].value == "bf16"
         if self.autocast:
-            cast_frozen(self.job.objective, torch.bfloat16)
+            cast_frozen(self.job.objective, torch.bfloat16, [track.chain for track in self.job.tracks])
         compiles = bool(choices["compile"].value)
         objective = compiled(self.job.objective) if compiles else self.job.objective
         self.objective = self.sharding.spread(objective)
@@ -342,14 +342,14 @@ class _Loop:
         self.progress.pending = self.team.summed(self.losses).tolist()
         self.saved_at = time.monotonic()
         if not self.team.leads:
-            if self.sharding.divides:  # the leader gathers what all have
-                self._gathered(self.progress)
+            if self.sharding.divides:
+                self._checkpoint(self.progress)  # the leader gathers what all have
             self.saved_step = self.progress.step
             return
         self.writer.wait()
         progress = copy.deepcopy(self.progress)
         progress.log_offset = self.reporter.sync()
-        found = self._gathered(progress)
+        found = self._checkpoint(progress)
 
         def write() -> None:
             self.checkpoints.save(found)
@@ -357,12 +357,14 @@ class _Loop:
 
         self.writer.start(write)
 
-    def _gathered(self, progress: Progress) -> Checkpoint:
-        """The state in whole tensors, whatever is divided over the ranks."""
-        weights = {k: v for t in self.tracks for k, v in prefixed(t.weights(), t.name).items()}
-        state = {k: v for t in self.tracks for k, v in prefixed(t.optimizer_state(), t.name).items()}
-        best = {track.name: track.whole_best() for track in self.tracks if track.best}
-        return Checkpoint(progress, copied(weights), copied(state), best)
+    def _checkpoint(self, progress: Progress) -> Checkpoint:
+        """All that is saved, in whole tensors; empty for ranks that do not lead."""
+        keep, weights, state = self.team.leads, dict[str, Tensor](), dict[str, Tensor]()
+        for track in self.tracks:
+            weights |= prefixed(gathered(track.weights(), keep), track.name)
+            state |= prefixed(gathered(track.optimizer_state(), keep), track.name)
+        best = {track.name: gathered(track.best_weights(), keep) for track in self.tracks if track.best}
+        return Checkpoint(progress, weights, state, best)
 
     def _kept(self) -> bool:
         """Whether there is a checkpoint, once what is being written is complete."""

@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "micro": {"optimizer": SGD(lr=0.1), "accumulate": 2, "model": PLAIN},
     "clip": {"optimizer": SGD(lr=0.5), "clip": 0.05},
     "muon": {"optimizer": Muon(weight_decay=0.1, others=STEADY), "ema": 0.9},
+    "attention": {"optimizer": SGD(lr=0.1), "model": None},
     "keys": {"optimizer": SGD(lr=0.1), "model": {"router": {"name": "avg-k"}}},
 }
 

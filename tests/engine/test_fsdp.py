@@ -70,10 +70,13 @@ def test_checkpoints_go_on_in_any_number_of_processes(optimizer: Any, tmp_path: 
 
 def test_what_cannot_be_sharded_is_refused() -> None:
     job = expert_job(parallel=Parallel(fsdp=2))
-    leaves = list(job.tracks[0].chain.leaves)
-    job.tracks[0].chain = Chain([*leaves[:2], leaves[1], *leaves[2:]])
-    with pytest.raises(RequestError, match="stands in several places"):
-        shard(job, Team(0, 2), torch.device("cpu"))
-    job.tracks[0].chain = Chain([nn.BatchNorm1d(3)])
-    with pytest.raises(RequestError, match="running statistics"):
-        shard(job, Team(0, 2), torch.device("cpu"))
+    leaves, scale = job.tracks[0].chain.leaves, nn.ParameterList([torch.zeros(())])
+    for chain, told in (
+        (Chain([*leaves[:2], leaves[1], *leaves[2:]]), "stands in several places"),
+        (Chain([nn.BatchNorm1d(3)]), "running statistics"),
+        (Chain([scale]), "is one number"),
+        (Chain(leaves, shared=nn.Linear(1, 1)), "all its modules share"),
+    ):
+        job.tracks[0].chain = chain
+        with pytest.raises(RequestError, match=told):
+            shard(job, Team(0, 2), torch.device("cpu"))
