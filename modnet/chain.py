@@ -13,7 +13,6 @@ import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self, overload
 
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from modnet.ports import PortMismatch as PortMismatch
 from modnet.randomness import Key
 
 
-@dataclass
 class Pass:
     """All that belongs to one forward pass; every leaf receives it and may write to it.
 
@@ -34,16 +32,24 @@ class Pass:
     evaluation pass: nothing is drawn.
     """
 
-    key: Key | None = None
-    ids: Tensor | None = None
-    batch: Mapping[str, Any] = field(default_factory=dict)
-    shared: nn.Module | None = None
-    wanted: frozenset[int] = frozenset()
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    stats: dict[str, Tensor] = field(default_factory=dict)
-    taps: dict[int, Tensor] = field(default_factory=dict)
-    leaf: int = 0
-    progress: float = 0.0
+    # No dataclass: FSDP hands a leaf a copy of one that holds tensors, and what the leaf writes would be lost.
+    def __init__(
+        self,
+        key: Key | None = None,
+        ids: Tensor | None = None,
+        batch: Mapping[str, Any] | None = None,
+        *,
+        shared: nn.Module | None = None,
+        wanted: frozenset[int] = frozenset(),
+        leaf: int = 0,
+        progress: float = 0.0,
+    ) -> None:
+        self.key, self.ids, self.shared = key, ids, shared
+        self.wanted, self.leaf, self.progress = wanted, leaf, progress
+        self.batch: Mapping[str, Any] = batch if batch is not None else {}
+        self.losses: dict[str, Tensor] = {}
+        self.stats: dict[str, Tensor] = {}
+        self.taps: dict[int, Tensor] = {}
 
     @property
     def stochastic(self) -> bool:

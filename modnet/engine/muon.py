@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modnet.engine.divided import local, placed, splits, whole
 from modnet.recipe.training import Muon as MuonParams
 
 # The quintic's coefficients and the norm's guard are those of torch.optim.Muon.
@@ -52,31 +53,81 @@ def rate_factor(rows: int, columns: int, rule: str) -> float:
 
 
 class _Stack:
-    """All matrices of one shape: their momentum and update, stacked, and views of both for each parameter."""
+    """All matrices of one shape: their momentum and update, stacked, and views of both for each parameter.
 
-    def __init__(self, entries: list[tuple[nn.Parameter, int]]) -> None:
-        first, count = entries[0]
-        rows, columns = first.numel() // (count * first.shape[-1]), first.shape[-1]
-        total = sum(n for _, n in entries)
-        self.params: list[Tensor] = [param for param, _ in entries]
-        self.momentum = torch.zeros(total, rows, columns, dtype=first.dtype, device=first.device)
-        self.update = torch.zeros_like(self.momentum)
-        sizes = [n for _, n in entries]
-        self.momentum_views = self._views(self.momentum, sizes)
+    Of a parameter that is divided over processes, these are the matrices that are here, whole.
+    """
+
+    def __init__(self, entries: list[tuple[nn.Parameter, int]], rows: int, columns: int) -> None:
+        first, sizes = entries[0][0], [count for _, count in entries]
+        self.params, self.rows, self.columns = [param for param, _ in entries], rows, columns
+        self.update = torch.zeros(sum(sizes), rows, columns, dtype=first.dtype, device=first.device)
         self.update_views = self._views(self.update, sizes)
-        self.rows, self.columns = rows, columns
+        self._keep(sizes)
+
+    def _keep(self, sizes: list[int]) -> None:
+        self.momentum = torch.zeros_like(self.update)
+        self.momentum_views = self._views(self.momentum, sizes)
 
     def _views(self, stack: Tensor, sizes: list[int]) -> list[Tensor]:
-        return [part.view(p.shape) for part, p in zip(stack.split(sizes), self.params, strict=True)]
+        return [part.view(self.shape_of(p)) for part, p in zip(stack.split(sizes), self.params, strict=True)]
 
-    def gather(self) -> None:
-        """Copy this step's gradients into the update; a parameter without one counts as zero."""
-        missing = [u for u, p in zip(self.update_views, self.params, strict=True) if p.grad is None]
+    @staticmethod
+    def shape_of(param: nn.Parameter) -> torch.Size:
+        """The shape of a parameter's part of the stack."""
+        return local(param).shape
+
+    def here(self) -> list[Tensor]:
+        """The parameters, of divided ones what is here."""
+        return [local(p) for p in self.params]
+
+    def gather(self, into: list[Tensor]) -> None:
+        """Copy this step's gradients, of divided ones what is here; a parameter without one counts as zero."""
+        missing = [u for u, p in zip(into, self.params, strict=True) if p.grad is None]
         if missing:
             torch._foreach_zero_(missing)
-        pairs = [(u, p.grad) for u, p in zip(self.update_views, self.params, strict=True) if p.grad is not None]
+        pairs = [(u, local(p.grad)) for u, p in zip(into, self.params, strict=True) if p.grad is not None]
         if pairs:
             torch._foreach_copy_([u for u, _ in pairs], [g for _, g in pairs])
+
+    def direction(self, momentum: float, nesterov: bool) -> Tensor:
+        """What is to be orthogonalised: the momentum, or with Nesterov's look ahead, (n, rows, columns)."""
+        self.gather(self.update_views)
+        self.momentum.lerp_(self.update, 1 - momentum)
+        return self.update.lerp_(self.momentum, momentum) if nesterov else self.momentum
+
+    def moves(self) -> list[Tensor]:
+        """The update in the shapes of :meth:`here`."""
+        return self.update_views
+
+
+class _DividedStack(_Stack):
+    """Matrices of which every process has some rows: each gathers them whole and moves the rows that it has.
+
+    Momentum is kept for the rows that are here. All processes orthogonalise the same matrices.
+    """
+
+    def _keep(self, sizes: list[int]) -> None:
+        self.momentum_views = [torch.zeros_like(p) for p in self.here()]
+        self._given = [torch.zeros_like(p) for p in self.here()]
+
+    @staticmethod
+    def shape_of(param: nn.Parameter) -> torch.Size:
+        return param.shape
+
+    def direction(self, momentum: float, nesterov: bool) -> Tensor:
+        self.gather(self._given)
+        torch._foreach_lerp_(self.momentum_views, self._given, 1 - momentum)
+        if nesterov:
+            torch._foreach_lerp_(self._given, self.momentum_views, momentum)
+        for view, part, p in zip(
+            self.update_views, self._given if nesterov else self.momentum_views, self.params, strict=True
+        ):
+            view.copy_(whole(part, p))
+        return self.update
+
+    def moves(self) -> list[Tensor]:
+        return [local(placed(view, p)) for view, p in zip(self.update_views, self.params, strict=True)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -117,14 +168,13 @@ class Muon(torch.optim.Optimizer):
 
     def _step(self, stack: _Stack, group: dict[str, Any]) -> None:
         lr, settings = group["lr"], self.settings
-        stack.gather()
-        stack.momentum.lerp_(stack.update, 1 - settings.momentum)
-        direction = stack.update.lerp_(stack.momentum, settings.momentum) if settings.nesterov else stack.momentum
+        direction = stack.direction(settings.momentum, settings.nesterov)
         stack.update.copy_(newton_schulz(direction, settings.ns_steps, self.dtype))
+        here = stack.here()
         if settings.weight_decay:
-            torch._foreach_mul_(stack.params, 1 - lr * group["weight_decay"])
+            torch._foreach_mul_(here, 1 - lr * group["weight_decay"])
         factor = rate_factor(stack.rows, stack.columns, settings.adjust_lr)
-        torch._foreach_add_(stack.params, stack.update_views, alpha=-lr * factor)
+        torch._foreach_add_(here, stack.moves(), alpha=-lr * factor)
 
 
 def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack]:
@@ -133,8 +183,13 @@ def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack]:
         rows, rest = divmod(param.numel(), count * param.shape[-1])
         if param.ndim < 2 or rest or not rows:
             raise ValueError(f"a parameter of shape {tuple(param.shape)} does not hold {count} equal matrices")
-        by_shape[rows, param.shape[-1], param.dtype, param.device].append((param, count))
-    return [_Stack(entries) for entries in by_shape.values()]
+        divides = splits(param, len(param) // count)
+        here = count if divides else count * len(local(param)) // len(param)
+        by_shape[divides, rows, param.shape[-1], param.dtype, param.device].append((param, here))
+    return [
+        (_DividedStack if divides else _Stack)(entries, rows, columns)
+        for (divides, rows, columns, *_), entries in by_shape.items()
+    ]
 
 
 def _fused_adamw(groups: list[dict[str, Any]], params: MuonParams) -> torch.optim.AdamW:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modnet.chain import Chain
+from modnet.engine.divided import alike, is_divided, local, placed
 from modnet.engine.muon import Muon
 from modnet.recipe import training
 from modnet.registry import Params
@@ -40,11 +41,18 @@ def trainable(chain: nn.Module) -> dict[str, nn.Parameter]:
 def groups(
     named: Mapping[str, nn.Parameter], lr: float, weight_decay: float, params: training.AdamW | None = None
 ) -> list[dict[str, Any]]:
-    """One group with weight decay and one without, each with the ``base_lr`` that a schedule multiplies."""
+    """One group with weight decay and one without, each with the ``base_lr`` that a schedule multiplies.
+
+    Fused steps take parameters that are divided over processes and others only apart: each kind has its groups.
+    """
     decayed = [p for name, p in named.items() if decays(name, p, params)]
     rest = [p for name, p in named.items() if not decays(name, p, params)]
-    made = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [{**group, "lr": lr, "base_lr": lr} for group in made if group["params"]]
+    made = [
+        {"params": [of[place] for place in places], "weight_decay": decay, "lr": lr, "base_lr": lr}
+        for of, decay in ((decayed, weight_decay), (rest, 0.0))
+        for places in alike(of)
+    ]
+    return made
 
 
 def adamw(params: training.AdamW, chain: Chain) -> torch.optim.Optimizer:
@@ -55,8 +63,10 @@ def adamw(params: training.AdamW, chain: Chain) -> torch.optim.Optimizer:
 
 def sgd(params: training.SGD, chain: Chain) -> torch.optim.Optimizer:
     """Fused SGD with momentum over what is trainable in a chain."""
-    made = groups(trainable(chain), params.lr, params.weight_decay)
-    return torch.optim.SGD(made, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov, fused=True)
+    named = trainable(chain)
+    made = groups(named, params.lr, params.weight_decay)
+    way = {"foreach" if is_divided(named.values()) else "fused": True}  # the fused step knows no DTensors
+    return torch.optim.SGD(made, lr=params.lr, momentum=params.momentum, nesterov=params.nesterov, **way)
 
 
 def muon(params: training.Muon, chain: Chain) -> torch.optim.Optimizer:
@@ -116,8 +126,9 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, chain: nn.Module, tenso
             continue
         own = optimizer.state[p]
         for entry, value in state.items():
+            value = placed(value, p) if value.ndim else value.to(p.device)
             if entry in own:
-                own[entry].copy_(value)
+                local(own[entry]).copy_(local(value))
             else:
-                own[entry] = value.to(p.device, copy=True)
+                own[entry] = value.clone()
     return left

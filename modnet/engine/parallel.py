@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,10 +15,14 @@ from modnet.engine.ranks import Team
 from modnet.errors import RequestError
 
 
-def spread(objective: nn.Module, team: Team) -> nn.Module:
-    """The objective for a rank of the team: same parameters, gradients averaged over the ranks after backward."""
+def spread(objective: nn.Module, team: Team, apart: Collection[str] = ()) -> nn.Module:
+    """The objective for a rank of the team: same parameters, gradients averaged over the ranks after backward.
+
+    ``apart``: names of parameters that each rank has for itself.
+    """
     if team.size == 1:
         return objective
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, list(apart))
     # Running statistics (BatchNorm) are those of the leader's share, as DistributedDataParallel has it.
     running = any(buffer.is_floating_point() for buffer in objective.buffers())
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -77,6 +79,22 @@ class Team:
         """Wait until every rank is here."""
         if self.size > 1:
             dist.barrier(group=self.talk)
+
+    def beside(self, folder: Path) -> tuple[int, int]:
+        """The place of this rank among those that see the same folder, and how many these are.
+
+        Machines may each have a disk of their own at a path.
+        """
+        if self.size == 1:
+            return 0, 1
+        token = self.told(secrets.token_hex(8))
+        mark = folder / f".{token}-{self.rank}"
+        mark.touch()
+        self.wait()
+        seen = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob(f".{token}-*"))
+        self.wait()
+        mark.unlink()
+        return seen.index(self.rank), len(seen)
 
     def slice_of(self, count: int) -> slice:
         """The share of ``count`` rows that is this rank's: consecutive, near-equal, the first ranks one more."""

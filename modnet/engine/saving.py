@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
 from modnet.engine.checkpoint import Tensors
+from modnet.engine.divided import Part, whole
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors as they are now, on the CPU, on storage of their own."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def gathered(parts: Iterable[Part], keep: bool) -> Tensors:
+    """As :func:`copied`, of tensors that may be divided over ranks: whole, one after another, where they are kept.
+
+    All ranks of a team go through the same parts.
+    """
+    found: Tensors = {}
+    for name, part, like in parts:
+        tensor = whole(part, like)
+        if keep:
+            found |= copied({name: tensor})
+    return found
 
 
 class Writer:

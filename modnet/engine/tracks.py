@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modnet.engine.checkpoint import Best, Tensors
+from modnet.engine.divided import Part, clip, local, placed, total_norm
 from modnet.engine.job import Job, Metrics, Track
 from modnet.engine.optimizers import load_state_tensors, state_tensors, trainable
 from modnet.errors import RunFailed
@@ -37,14 +38,18 @@ class LiveTrack:
             schedule(track.schedule, total, per_epoch, group["base_lr"]) for group in self.optimizer.param_groups
         ]
         self.followed = self._followed()
-        self.average = [t.detach().clone() for t in self.followed.values()] if self.decay is not None else None
-        self.best: Tensors = {}
+        self.average = [t.clone() for t in self._standing()] if self.decay is not None else None
+        self.best: Tensors = {}  # of divided tensors what is here
 
     def _followed(self) -> Tensors:
         """What is averaged, by name: the parameters, and running statistics (BatchNorm's), which belong to them."""
         state = self.chain.state_dict(keep_vars=True)
         floating = {name: t for name, t in state.items() if not isinstance(t, nn.Parameter) and t.is_floating_point()}
         return {**self.named, **floating}
+
+    def _standing(self) -> list[Tensor]:
+        """What is here of all that is averaged, as it stands in the chain."""
+        return [local(t.detach()) for t in self.followed.values()]
 
     @property
     def lr(self) -> float:
@@ -54,7 +59,7 @@ class LiveTrack:
     def step(self, step: int) -> None:
         """Clip, set this step's rates, and update weights and averages."""
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.params, self.clip)
+            clip(self.params, self.clip)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate(step)
         self.optimizer.step()
@@ -63,7 +68,7 @@ class LiveTrack:
             # The first steps count more than the decay says, else the initial weights stay in short runs.
             decay = min(self.decay, (1 + step) / (10 + step))
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, list(self.followed.values()), 1 - decay)
+                torch._foreach_lerp_(self.average, self._standing(), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -80,7 +85,7 @@ class LiveTrack:
     @torch.no_grad()
     def _exchange(self) -> None:
         assert self.average is not None
-        standing = [t.detach() for t in self.followed.values()]
+        standing = self._standing()
         kept = [t.clone() for t in standing]
         torch._foreach_copy_(standing, self.average)
         torch._foreach_copy_(self.average, kept)
@@ -88,33 +93,49 @@ class LiveTrack:
     def give(self, best: bool) -> None:
         """Leave the selected weights in the chain: the best, or the last (averaged if there is an average)."""
         if best and self.best:
-            self.chain.load_state_dict(self.best)
+            with torch.no_grad():
+                for name, tensor in self.chain.state_dict().items():
+                    local(tensor).copy_(self.best[name])
         elif self.average is not None:
             self._exchange()
             self.average = None
 
     def keep_best(self) -> None:
         """Remember the weights that stand in the chain now."""
-        self.best = {name: tensor.clone() for name, tensor in self.chain.state_dict().items()}
+        self.best = {name: local(tensor).clone() for name, tensor in self.chain.state_dict().items()}
 
-    def weights(self) -> Tensors:
+    def take_best(self, best: Tensors) -> None:
+        """Remember best weights that were stored, of divided tensors what is here."""
+        own = self.chain.state_dict()
+        self.best = {name: local(placed(tensor, own[name])) for name, tensor in best.items()}
+
+    def weights(self) -> Iterator[Part]:
         """The chain's tensors, and the averages under ``ema:name``."""
-        average = zip(self.followed, self.average or [], strict=False)
-        return self.chain.state_dict() | {f"ema:{name}": tensor for name, tensor in average}
+        yield from ((name, tensor, tensor) for name, tensor in self.chain.state_dict().items())
+        average = zip(self.followed.items(), self.average or [], strict=False)
+        yield from ((f"ema:{name}", tensor, like) for (name, like), tensor in average)
 
-    def optimizer_state(self) -> Tensors:
+    def best_weights(self) -> Iterator[Part]:
+        """The best weights so far."""
+        own = self.chain.state_dict()
+        yield from ((name, tensor, own[name]) for name, tensor in self.best.items())
+
+    def optimizer_state(self) -> Iterator[Part]:
         """The optimizer's tensors by parameter name."""
-        return state_tensors(self.optimizer, self.chain)
+        for key, value in state_tensors(self.optimizer, self.chain).items():
+            yield key, value, self.named[key.rpartition("/")[0]] if value.ndim else value
 
     @torch.no_grad()
     def load(self, weights: Tensors, optimizer: Tensors) -> list[str]:
         """Put tensors back where name and shape fit; the names that did not, on either side, are returned."""
-        own = self.chain.state_dict()
+        like = self.chain.state_dict()
+        own = {name: local(tensor) for name, tensor in like.items()}
         if self.average is not None:
+            like |= {f"ema:{name}": tensor for name, tensor in self.followed.items()}
             own |= {f"ema:{name}": tensor for name, tensor in zip(self.followed, self.average, strict=True)}
-        fitting = [name for name in own if name in weights and own[name].shape == weights[name].shape]
+        fitting = [name for name in own if name in weights and like[name].shape == weights[name].shape]
         for name in fitting:
-            own[name].copy_(weights[name])
+            own[name].copy_(local(placed(weights[name], like[name])))
         left = sorted((own.keys() | weights.keys()) - set(fitting))
         return left + load_state_tensors(self.optimizer, self.chain, optimizer)
 
@@ -124,21 +145,21 @@ class LiveTrack:
         needed = {key: value for key, value in optimizer.items() if key.rpartition("/")[0] not in frozen}
         left = self.load({k: v for k, v in weights.items() if not k.startswith("ema:")}, needed)
         if self.average is not None:
-            torch._foreach_copy_(self.average, [t.detach() for t in self.followed.values()])
+            torch._foreach_copy_(self.average, self._standing())
         return [name for name in left if not name.startswith("ema:")]
 
     @torch.no_grad()
     def finite(self) -> Tensor:
-        """Whether all weights are finite numbers: a bool tensor without dimensions."""
-        return torch.stack(torch._foreach_norm(self.params)).isfinite().all()
+        """Whether all weights that are here are finite numbers: a bool tensor without dimensions."""
+        return torch.stack(torch._foreach_norm([local(p) for p in self.params])).isfinite().all()
 
     def gradient_norms(self) -> dict[str, Tensor]:
-        """The gradient norm of each module of the chain that has gradients."""
+        """The gradient norm of each module of the chain that has gradients; all ranks of a team ask together."""
         norms = {}
         for index, module in enumerate(self.chain):
             grads = [p.grad for p in module.parameters() if p.grad is not None]
             if grads:
-                norms[f"{self.name}/{index}"] = torch.stack(torch._foreach_norm(grads)).norm()
+                norms[f"{self.name}/{index}"] = total_norm(grads)
         return norms
 
 

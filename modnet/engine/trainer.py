@@ -27,10 +27,11 @@ from modnet.engine.interrupts import Interrupts
 from modnet.engine.job import Job
 from modnet.engine.muon import Muon
 from modnet.engine.outcome import Outcome
-from modnet.engine.parallel import share_of, spread, unsynced
+from modnet.engine.parallel import share_of
 from modnet.engine.ranks import SOLO, Team, sharing
 from modnet.engine.reporter import Reporter
-from modnet.engine.saving import Writer, copied
+from modnet.engine.saving import Writer, gathered
+from modnet.engine.sharding import shard
 from modnet.engine.tracks import LiveTrack, better, check_partition, module_device
 from modnet.engine.trials import dtype_trial
 from modnet.errors import Interrupted, RunFailed
@@ -77,6 +78,9 @@ class _Loop:
         choices, self.known = choose(folder, job.settings, self.device, lambda: dtype_trial(job, self.device))
         self.choices = describe(choices, self.known, self.device)
         reporter.say(check_partition(job))
+        self.sharding = shard(job, team, self.device)
+        for text in self.sharding.told:
+            reporter.say(text)
         self.tracks = [LiveTrack(track, self.total, self.per_epoch) for track in job.tracks]
         self._obey(choices)
         self.progress = Progress(optimizers={t.name: t.optimizer_name for t in self.tracks})
@@ -89,9 +93,10 @@ class _Loop:
     def _obey(self, choices: dict[str, Choice]) -> None:
         self.autocast = choices["dtype"].value == "bf16"
         if self.autocast:
-            cast_frozen(self.job.objective, torch.bfloat16)
+            cast_frozen(self.job.objective, torch.bfloat16, [track.chain for track in self.job.tracks])
         compiles = bool(choices["compile"].value)
-        self.objective = spread(compiled(self.job.objective) if compiles else self.job.objective, self.team)
+        objective = compiled(self.job.objective) if compiles else self.job.objective
+        self.objective = self.sharding.spread(objective)
         for track in self.tracks:
             if isinstance(track.optimizer, Muon):
                 track.optimizer.dtype = getattr(torch, choices["newton_schulz"].value)
@@ -141,7 +146,7 @@ class _Loop:
                     f"the checkpoint {self.checkpoints.path} is of another network than track {track.name}: "
                     f"{', '.join(left[:5])} do not fit; {self.checkpoints.remedy}"
                 )
-            track.best = found.best.get(track.name, {})
+            track.take_best(found.best.get(track.name, {}))
         self.saved_step = self.progress.step
         if not self._finished():
             self.reporter.say(f"going on from step {self.progress.step} of {self.total}")
@@ -246,12 +251,13 @@ class _Loop:
         for part in parts:
             # Gradients are averaged over the ranks, whose shares together are the batch.
             share = self.team.size * len(part) / self.job.batches.batch_size
-            with unsynced(self.objective, wanted=part is not parts[-1]):
+            with self.sharding.unsynced(self.objective, wanted=part is not parts[-1]):
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
                     losses = self.objective(part, Pass(key, part.ids, part.extra, progress=progress))
                 stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
                 stacked.sum().backward()
             total += stacked.detach() / self.team.size
+        self.sharding.average()
         self.losses += total
         # Where the first bad loss was is noted without waiting for the device.
         self.bad = torch.where((self.bad < 0) & ~total.isfinite(), step, self.bad)
@@ -274,8 +280,11 @@ class _Loop:
 
     def _check_finite(self) -> None:
         """Raise RunFailed if a loss, or a weight, is not a finite number."""
-        for track, bad in zip(self.tracks, self.team.largest(self.bad.tolist()), strict=True):
-            if bad < 0 and bool(track.finite()):
+        # The ranks of a team find out together: what is wrong with one may be another's experts.
+        first_bad = self.team.largest(self.bad.tolist())
+        spoilt = self.team.largest([not track.finite() for track in self.tracks])
+        for track, bad, spoiled in zip(self.tracks, first_bad, spoilt, strict=True):
+            if bad < 0 and not spoiled:
                 continue
             where = f"the loss at step {bad + 1}" if bad >= 0 else f"a weight after step {self.progress.step}"
             kept = f"The last good checkpoint is {self.checkpoints.path}. " if self._kept() else ""
@@ -333,21 +342,29 @@ class _Loop:
         self.progress.pending = self.team.summed(self.losses).tolist()
         self.saved_at = time.monotonic()
         if not self.team.leads:
+            if self.sharding.divides:
+                self._checkpoint(self.progress)  # the leader gathers what all have
             self.saved_step = self.progress.step
             return
         self.writer.wait()
         progress = copy.deepcopy(self.progress)
         progress.log_offset = self.reporter.sync()
-        weights = {k: v for t in self.tracks for k, v in prefixed(t.weights(), t.name).items()}
-        state = {k: v for t in self.tracks for k, v in prefixed(t.optimizer_state(), t.name).items()}
-        best = {track.name: track.best for track in self.tracks if track.best}
-        found = Checkpoint(progress, copied(weights), copied(state), best)
+        found = self._checkpoint(progress)
 
         def write() -> None:
             self.checkpoints.save(found)
             self.saved_step = progress.step
 
         self.writer.start(write)
+
+    def _checkpoint(self, progress: Progress) -> Checkpoint:
+        """All that is saved, in whole tensors; empty for ranks that do not lead."""
+        keep, weights, state = self.team.leads, dict[str, Tensor](), dict[str, Tensor]()
+        for track in self.tracks:
+            weights |= prefixed(gathered(track.weights(), keep), track.name)
+            state |= prefixed(gathered(track.optimizer_state(), keep), track.name)
+        best = {track.name: gathered(track.best_weights(), keep) for track in self.tracks if track.best}
+        return Checkpoint(progress, weights, state, best)
 
     def _kept(self) -> bool:
         """Whether there is a checkpoint, once what is being written is complete."""
@@ -362,5 +379,6 @@ class _Loop:
             track.give(best)
             if best and track.name in progress.best:
                 metrics[track.name] = progress.best[track.name].metrics
+        self.sharding.restore()
         result = Outcome(progress.step, self.settings.epochs, progress.seconds, progress.images, metrics, progress.best)
         return dataclasses.replace(result, history=progress.history)

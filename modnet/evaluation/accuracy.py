@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modnet.chain import Chain
+from modnet.engine.divided import is_divided
 from modnet.engine.losses import by_position
-from modnet.engine.ranks import sharing_team
+from modnet.engine.ranks import Team, sharing_team
 
 BINS = 15  # of the expected calibration error
 
@@ -73,7 +74,8 @@ def evaluating(chain: Chain) -> Iterator[None]:
     modes = [(module, module.training) for module in chain.modules()]
     chain.eval()
     try:
-        with torch.inference_mode():
+        # What is gathered of a divided network in inference mode could not be used by training afterwards.
+        with torch.no_grad() if is_divided(chain.parameters()) else torch.inference_mode():
             yield
     finally:
         for module, mode in modes:
@@ -104,11 +106,13 @@ def measure(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512,
     """
     team, mine = sharing_team(), []
     with evaluating(chain):
-        own = Turns(images, team.rank, team.size) if team.size > 1 else images
-        for logits, labels in logits_of(chain, own, dataset, batch):
+        own: Images = Turns(images, team.rank, team.size) if team.size > 1 else images
+        together = InStep(own, images, team) if team.size > 1 and is_divided(chain.parameters()) else None
+        for logits, labels in logits_of(chain, together or own, dataset, batch):
             if mask is not None:
                 logits = logits.masked_fill(~mask.to(logits.device), float("-inf"))
             mine.append(_Tally.of(logits, labels))
+        mine = mine[: together.own] if together is not None else mine
     # Batches count in their order whoever measured them, so that sums are the same bits for any number of ranks.
     shares = team.gathered(mine)
     turns = [share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share)]
@@ -129,6 +133,27 @@ class Turns:
         if isinstance(self.images, Dealable):
             return self.images.turns(size, self.first, self.of)
         return itertools.islice(self.images.batches(size), self.first, None, self.of)
+
+
+class InStep:
+    """A rank's batches, and behind them the first of all batches again until every rank of the team is through.
+
+    Of a network that is divided over the ranks, no rank can compute anything alone. ``own``: how many were its own.
+    """
+
+    def __init__(self, mine: Images, everything: Images, team: Team) -> None:
+        self.mine, self.everything, self.team, self.own = mine, everything, team, 0
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """uint8 images (b, C, H, W) and int64 labels (b,)."""
+        mine = self.mine.batches(size)
+        while True:
+            batch = next(mine, None)
+            (more,) = self.team.largest([batch is not None])
+            if not more:
+                return
+            self.own += batch is not None
+            yield batch if batch is not None else next(iter(self.everything.batches(size)))
 
 
 class _Tally:

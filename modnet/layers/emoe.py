@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modnet.layers import balance
+from modnet.layers.exchange import gathered
 from modnet.layers.initialise import initialise_linear
 from modnet.layers.routers import Choice, Gate, SoftmaxTopKGate, normalised
 from modnet.recipe.routers import AveragedKeys, Cosine
@@ -49,7 +50,7 @@ class AveragedKeysGate(EMoEGate):
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
         assert keys is not None
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(dtype), keys.detach().to(dtype).mean(1))
+        return F.linear(x.to(dtype), gathered(keys.detach().to(dtype).mean(1)))
 
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
         indices = noisy.topk(self.top_k, dim=-1).indices

@@ -16,6 +16,7 @@ from modnet.errors import RequestError
 from modnet.layers import balance
 from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, grouped_linear, plan
+from modnet.layers.exchange import PerExpert, held
 from modnet.layers.initialise import initialise_linears
 from modnet.layers.routers import Choice, ExpertChoiceGate, Gate
 from modnet.recipe.routers import NO_GRADIENT
@@ -24,7 +25,7 @@ from modnet.registry import ROUTERS
 Activation = Literal["gelu", "gelu-tanh", "swiglu"]
 
 
-class StackedLinear(nn.Module):
+class StackedLinear(PerExpert):
     """A linear layer for each expert: weight (E, out, in), bias (E, out); each starts as torch's Linear does."""
 
     bias: Tensor  # None where there is none, as in torch's Linear
@@ -35,21 +36,20 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, out, given).uniform_(-bound, bound))
         self.register_parameter("bias", nn.Parameter(torch.zeros(experts, out)) if bias else None)
 
-    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """Rows (M, in), sorted by expert up to ``ends`` (E,), to (M, out)."""
+    def compute(self, x: Tensor, ends: Tensor) -> Tensor:
         bias: Tensor | None = getattr(self, "bias", None)
+        weight, bias = held(self.weight), None if bias is None else held(bias)
         parts: tuple[Tensor, Tensor, Tensor | None]
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
             dtype = torch.get_autocast_dtype(x.device.type)
-            parts = (x.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype))
+            parts = (x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
         else:
-            weight = self.weight
             parts = (x.to(weight.dtype), weight, bias)
         out: Tensor = grouped_linear(*parts, ends)
         return out
 
 
-class Experts(nn.Module):
+class Experts(PerExpert):
     """Perceptrons side by side: Linear, GELU, Linear on the rows of each expert, (M, width) to (M, width).
 
     With ``swiglu`` the first layer passes through SiLU and gates a second one, ``up`` (Shazeer 2020).
@@ -64,7 +64,7 @@ class Experts(nn.Module):
         self.fc2 = StackedLinear(experts, hidden, width, bias)
         self.up = StackedLinear(experts, width, hidden, bias) if activation == "swiglu" else None
 
-    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+    def compute(self, x: Tensor, ends: Tensor) -> Tensor:
         first: Tensor = self.fc1(x, ends)
         hidden = F.gelu(first, approximate=self.approximate) if self.up is None else F.silu(first) * self.up(x, ends)
         out: Tensor = self.fc2(hidden, ends)

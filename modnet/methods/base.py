@@ -200,7 +200,7 @@ class Method:
         if how is None:
             return batches
         if self._replay is None:
-            filler = Filler(self.taught(objective), batches, stage, how, self.inputs.say)
+            filler = Filler(self.taught(objective), batches, stage, how, self.inputs.say, self.inputs.world.team)
             self._replay, facts = filler.ready(data_home() / "replays", self.key.fold("check"))
             self.facts |= facts
         return ReplayedBatches(batches, self._replay, objective.replayable(how.prefix))

@@ -12,6 +12,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from modnet.chain import Chain, describe
 from modnet.data.loaders import TrainBatches
 from modnet.engine.batch import REPLAYED, Batch
+from modnet.engine.ranks import SOLO, Team
 from modnet.engine.replay import ELSEWHERE, Coding, Layout, Replay, remedy, replay_id
 from modnet.errors import RequestError, RunFailed
 from modnet.randomness import Key
@@ -98,13 +100,17 @@ def identity_of(objective: Replayable, batches: TrainBatches, stage: TrainingSta
 
 @dataclass
 class Filler:
-    """Computes and stores what is missing of a replay, and compares what is stored with the live networks."""
+    """Computes and stores what is missing of a replay, and compares what is stored with the live networks.
+
+    The ranks of a ``team`` make one together; those that see the same folder deal its shards among themselves.
+    """
 
     objective: Replayable
     batches: TrainBatches
     stage: TrainingStage
     how: Replaying
     say: Callable[[str], None]
+    team: Team = SOLO
 
     def ready(self, home: Path, check: Key) -> tuple[Replay, dict[str, Any]]:
         """The replay of all epochs of the stage, and facts about it; raises RunFailed if it does not fit."""
@@ -119,43 +125,63 @@ class Filler:
         home.mkdir(parents=True, exist_ok=True)
         folder = home / replay_id(identity)
         folder.mkdir(exist_ok=True)
-        lock = StageLock(folder, self.say)
-        try:
-            replay = Replay.open(home, identity) or self._create(home, identity, names)
-            seconds = self._fill(replay)
+        place, count = self.team.beside(folder)
+        with self._alone(folder) if place == 0 else nullcontext():  # one of them keeps other runs out for all
+            made = Replay.open(home, identity) or self._create(home, identity, names) if place == 0 else None
+            self.team.wait()
+            replay = made or Replay.at(folder)
+            seconds = self._fill(replay, place, count)
             told = self._check(replay, check)
-        finally:
-            lock.release()
+            self.team.wait()
         size = replay.nbytes()
         self.say(f"replays frozen outputs from {replay.folder} ({_mib(size)}); {told}")
         return replay, {"replay": {"id": replay.folder.name, "bytes": size, "seconds": seconds}}
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """No other run writes there in the body."""
+        lock = StageLock(folder, self.say)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _create(self, home: Path, identity: Mapping[str, Any], names: list[str]) -> Replay:
         found = self._live(next(self.batches.epoch(0)))
         layout = Layout.of({name: found[name] for name in names}, Coding(self.how.store, self.how.k))
         return Replay.create(home, identity, layout)
 
-    def _fill(self, replay: Replay) -> float:
-        """Store the missing shards; seconds it took. Resumable: a shard is complete or absent."""
+    def _fill(self, replay: Replay, place: int, count: int) -> float:
+        """Store the missing shards, of ``count`` ranks each those of its ``place``; seconds until all are there.
+
+        Resumable: a shard is complete or absent.
+        """
         size, steps = replay.layout.steps_per_shard, self.batches.steps_per_epoch
         every = [(epoch, step) for epoch in range(self.stage.epochs) for step in range(0, steps, size)]
         missing = [(epoch, step) for epoch, step in every if not replay.has(epoch, step)]
-        if not missing:
-            return 0.0
-        rows = sum(min(size, steps - step) for _, step in missing) * replay.layout.batch
-        self._announce(replay, rows * replay.layout.row_bytes, len(every) - len(missing))
+        self.team.wait()  # all have seen the same, before any is written
         began = time.perf_counter()
+        if missing:
+            rows = sum(min(size, steps - step) for _, step in missing) * replay.layout.batch
+            told = f"{len(every) - len(missing)} shards are there already" if len(missing) < len(every) else ""
+            shared = f"{count} processes share the work" if count > 1 else ""
+            self._announce(replay, rows * replay.layout.row_bytes, [text for text in (told, shared) if text])
+        self._write(replay, missing[place::count])
+        self.team.wait()
+        return time.perf_counter() - began if missing else 0.0
+
+    def _write(self, replay: Replay, missing: list[tuple[int, int]]) -> None:
+        size, steps = replay.layout.steps_per_shard, self.batches.steps_per_epoch
         for epoch, step in missing:
             stop = min(step + size, steps)
             batches = self.batches.epoch(epoch, step)
             parts = [self._chosen(self._live(next(batches)), replay) for _ in range(step, stop)]
             replay.write(epoch, step, parts)
-        return time.perf_counter() - began
 
-    def _announce(self, replay: Replay, size: int, there: int) -> None:
+    def _announce(self, replay: Replay, size: int, more: list[str]) -> None:
         free = shutil.disk_usage(replay.folder).free
-        rest = f"; {there} shards are there already" if there else ""
-        self.say(f"stores frozen outputs in {replay.folder}: {_mib(size)} to write, {_mib(free)} free{rest}")
+        told = "; ".join([f"{_mib(size)} to write, {_mib(free)} free", *more])
+        self.say(f"stores frozen outputs in {replay.folder}: {told}")
         if size > free:
             raise RunFailed(
                 f"stored outputs need {_mib(size)}, but {replay.folder} has {_mib(free)} free. Make room, {ELSEWHERE}, "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from modnet.recipe.stages import Route, WholeStageRef
+from modnet.recipe.stages import Route, Whole, WholeStageRef
 from modnet.recipe.training import Fraction
 
 
@@ -16,14 +16,14 @@ class OfExperts(Route):
     from_: WholeStageRef = Field(alias="from")
 
 
-class Concentrate(OfExperts):
+class Concentrate(OfExperts, Whole):
     """Fine-tune all, with the load of every router drawn to few experts, so that the others can be pruned."""
 
     method: Literal["concentrate"] = "concentrate"
     weight: PositiveFloat = 1e-2  # of the entropy of the mean load; takes the place of mutual information
 
 
-class Prune(OfExperts):
+class Prune(OfExperts, Whole):
     """Remove the experts that are chosen least, as counted on val; then fine-tune if `epochs` are given."""
 
     method: Literal["prune"] = "prune"

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from modnet.recipe.routers import NO_GRADIENT, AveragedKeys, Placement, RenormalisedTopK, Router, RouterParams
-from modnet.recipe.stages import Route, WholeStageRef
+from modnet.recipe.stages import Route, Whole, WholeStageRef
 from modnet.recipe.training import Fraction
 
 
-class Converted(Route):
+class Converted(Route, Whole):
     """What the methods share that turn dense blocks into blocks with experts."""
 
     from_: WholeStageRef = Field(alias="from")

@@ -49,6 +49,27 @@ def _replaying(value: Any) -> Any:
 
 Replay = Annotated[Replaying | None, BeforeValidator(_replaying), KeyedIfSet()]
 
+Degree = PositiveInt | Literal["all"]
+
+
+class Parallel(Params):
+    """How several processes share a whole network; numbers of processes, ``all`` for as many as there are.
+
+    ``data`` times ``fsdp`` is the number of processes. Experts are dealt to ``experts`` of these same processes, as in
+    torchtitan and DeepSpeed. One process does everything itself, whatever stands here.
+    """
+
+    data: PositiveInt | None = None  # copies of the network; None: as many as fsdp leaves
+    fsdp: Degree = 1  # processes over which parameters, gradients and optimizer state are sharded (FSDP2)
+    experts: Degree = 1  # processes to which the experts of every layer are dealt
+
+
+class Whole(Params):
+    """What stages have that train a whole network."""
+
+    parallel: Annotated[Parallel, Unkeyed()] = Field(default_factory=Parallel)
+
+
 # Modules trained at once: true (all that fit the memory), a number at most, or false (one by one); the same weights.
 Fused = Annotated[bool | PositiveInt, Unkeyed()]
 
@@ -97,7 +118,7 @@ class TrainingStage(Stage):
     checkpoint_every: Annotated[PositiveInt | None, Unkeyed()] = None  # steps; None: every epoch and every minute
 
 
-class Train(TrainingStage):
+class Train(TrainingStage, Whole):
     """Train a network end to end with labels, from scratch or from an earlier stage."""
 
     gives: ClassVar[Gives] = "network"
@@ -158,7 +179,7 @@ class Logits(Params):
     kd_norm: Norm = "batchmean"
 
 
-class HintonKD(Distill, Logits):
+class HintonKD(Distill, Logits, Whole):
     """Distillation of a whole network from a whole network (Hinton et al. 2015)."""
 
     gives: ClassVar[Gives] = "network"
@@ -195,7 +216,7 @@ class Teaching(Logits):
     teacher: NetworkRef
 
 
-class Assemble(TrainingStage):
+class Assemble(TrainingStage, Whole):
     """Join the modules of an incubation or distillation into one network, then fine-tune it end to end."""
 
     gives: ClassVar[Gives] = "network"

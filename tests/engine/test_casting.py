@@ -10,6 +10,8 @@ from modnet.chain import Chain, Pass
 from modnet.engine.casting import cast_frozen
 from modnet.methods.fusing import trial_batch
 from modnet.methods.incubation import IncubationObjective
+from modnet.methods.supervised import WholeNetwork
+from modnet.surgery.freezing import only_head
 
 
 def test_casting_once_changes_no_bit_of_a_step(tiny: Callable[..., Chain]) -> None:
@@ -30,3 +32,9 @@ def test_casting_once_changes_no_bit_of_a_step(tiny: Callable[..., Chain]) -> No
     assert cast_frozen(objective, torch.bfloat16) == 0
     assert all(torch.equal(p, q) for p, q in zip(meta.parameters(), kept, strict=True))
     assert all(p.dtype == torch.float32 for p in learning)
+
+
+def test_a_network_whose_head_alone_learns_stays_as_it_is(tiny: Callable[..., Chain]) -> None:
+    objective = WholeNetwork(only_head(tiny()), 0.0)
+    assert cast_frozen(objective, torch.bfloat16, [objective.chain]) == 0
+    assert cast_frozen(objective, torch.bfloat16) > 0

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
+from modnet import experiment
 from modnet.chain import Chain
 from modnet.cli.main import app
+from modnet.engine.ranks import join
+from modnet.engine.replay import Replay
 from modnet.errors import RequestError, RunFailed
+from modnet.recipe import load_recipe
+from tests.ranks import in_processes
 
 MIXED = "stages.{}.augment=[crop,mixup-cutmix]"
 
@@ -101,3 +107,32 @@ def test_what_cannot_be_stored_is_said(taught: Any) -> None:
         taught.run("stages.mimic.replay={store: top-k, k: 3}", only="mimic")
     with pytest.raises(RequestError, match="no frozen outputs"):
         taught.run("stages.teacher.replay=fp32", "stages.teacher.epochs=1", only="teacher")
+
+
+def test_processes_fill_a_replay_together(taught: Any, tmp_path: Path) -> None:
+    settings = ("stages.hinton.replay=fp32", "stages.hinton.epochs=3", "stages.hinton.accumulate=2")
+    live = taught.run("stages.hinton.epochs=3", "stages.hinton.accumulate=2", only="hinton")
+    lab = elsewhere(taught, tmp_path / "runs")
+    lab.run(only="teacher")
+    wrote = in_processes(2, _bring, taught.recipe_file, lab.folder, settings, "hinton")
+    assert sorted(wrote) == [1, 2]
+    alone = elsewhere(taught, tmp_path / "alone")
+    replayed = alone.run(*settings, only="hinton")
+    assert lab_result(replayed, "hinton")["replay"]["seconds"] == 0.0
+    assert same(taught.chain(live, "hinton"), alone.chain(replayed, "hinton"))
+
+
+def _bring(recipe: Path, runs: Path, overrides: tuple[str, ...], stage: str) -> int:
+    """Bring a stage up to date in one of several processes; how many shards of a replay it wrote."""
+    wrote = []
+    write = Replay.write
+
+    def counted(self: Replay, epoch: int, step: int, parts: Any) -> None:
+        wrote.append((epoch, step))
+        write(self, epoch, step, parts)
+
+    Replay.write = counted  # type: ignore[method-assign]
+    world = join(torch.device("cpu"))
+    session = experiment.open_session(load_recipe(recipe, overrides), runs, Console(quiet=True), "cpu", world)
+    experiment.bring_up_to_date(session, [stage])
+    return len(wrote)

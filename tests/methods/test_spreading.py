@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -52,6 +54,39 @@ def test_one_shared_step_with_mixing_equals_that_of_one_process(taught: Any, tmp
     other = apart.chain(two, "base").state_dict()
     for name, tensor in alone.chain(one, "base").state_dict().items():
         assert torch.allclose(tensor, other[name], atol=1e-5), name
+
+
+MOE = ("models.meta.name=vmoe", "models.meta.experts=4", "models.meta.router=renormalised")
+
+
+@pytest.mark.parametrize(
+    ("stage", "parallel", "more"),
+    [
+        ("base", "experts: all", MOE),
+        ("base", "fsdp: all, experts: 2", MOE),
+        ("base", "fsdp: 2", ("stages.base.tune=head",)),
+        ("hinton", "fsdp: 2", ()),
+        ("teacher", "fsdp: 2", ("stages.teacher.epochs=1",)),
+    ],
+    ids=["experts", "both", "head", "kd", "assemble"],
+)
+def test_a_network_divided_over_two_processes_is_stored_as_that_of_one(
+    taught: Any, tmp_path: Path, stage: str, parallel: str, more: tuple[str, ...]
+) -> None:
+    settings = ("optimizer={name: sgd, lr: 0.1}", "batch=500", "select=last")
+    step = (*more, *(f"stages.{stage}.{text}" for text in settings))
+    alone, apart = (type(taught)(tmp_path / name, taught.recipe_file) for name in ("alone", "apart"))
+    if not more or stage == "teacher":  # what stages before it left
+        alone = apart = taught
+    one = alone.run(*step, only=stage)
+    kept = {name: tensor.clone() for name, tensor in alone.chain(one, stage).state_dict().items()}
+    scores = one.store.result(one.keys[stage])["metrics"]["network"]
+    shutil.rmtree(one.folder(stage))
+    in_processes(2, _bring, taught.recipe_file, apart.folder, (*step, f"stages.{stage}.parallel={{{parallel}}}"), stage)
+    two = apart.run(*step, only=stage)  # the same key: everything is done
+    assert two.store.result(two.keys[stage])["metrics"]["network"]["nll"] == pytest.approx(scores["nll"], abs=1e-4)
+    other = apart.chain(two, stage).state_dict()
+    assert all(torch.allclose(tensor, other[name], atol=1e-5) for name, tensor in kept.items())
 
 
 def _bring(recipe: Path, runs: Path, overrides: tuple[str, ...], stage: str) -> None:

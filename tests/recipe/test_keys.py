@@ -61,6 +61,7 @@ def differing(a: dict[str, str], b: dict[str, str]) -> set[str]:
         ("stages.transfer.replay=fp16", {"transfer", "student", "verdict"}),
         ("stages.transfer.data_seed=3", {"transfer", "student", "verdict"}),
         ("stages.meta.checkpoint_every=7", set()),
+        ("stages.meta.parallel={experts: 2}", set()),
         ("stages.verdict.throughput=false", {"verdict"}),
         ("name=other", set()),
         ("models.unused={name: vit}", set()),
