@@ -101,7 +101,7 @@ class ConfidenceRouting(Method):
         with self.key.fold("gate").forked():
             self.cascade = Cascade(weak, strong, gate, stage.answer, stage.quirk_probabilities).to(inputs.device)
         self.chain = Chain([self.cascade])
-        self.given = measure(strong, self.dataset.val, self.dataset).top1
+        self.given = inputs.val_top1(strong, self.dataset)
         self.floor = self.given - stage.lose
 
     def check(self, name: str, network: Chain) -> None:
@@ -115,8 +115,13 @@ class ConfidenceRouting(Method):
             )
 
     def jobs(self) -> list[Job]:
-        """One job, or with ``learn: turns`` two a round: the small network with the gate, then the large one."""
+        """One job, or with ``learn: turns`` two a round: the small network with the gate, then the large one.
+
+        None where the gate alone learns and is a plain score.
+        """
         learn = self.route.learn
+        if learn == "gate" and self.route.gate.plain:
+            return []
         if learn != "turns":
             return [self.turn("gate", *{"gate": (), "weak": ("weak",), "joint": ("weak", "strong")}[learn])]
         turns = []
@@ -149,6 +154,10 @@ class ConfidenceRouting(Method):
         cascade.threshold.fill_(cut)
         scores = measure(Chain([cascade]), self.dataset.val, self.dataset).as_dict()
         return {TRACK: scores | {"easy": 100 - asked, "strong_share": asked}}
+
+    def untrained(self) -> dict[str, Metrics]:
+        """As after training: a plain score needs its threshold alone."""
+        return self.validate()
 
     def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """The cascade at the threshold of its last weights, and what it asks of the large network on val."""

@@ -92,10 +92,10 @@ def plan_stage(name: str, stage: TrainingStage, inputs: PlannedInputs) -> StageP
         micro = -(-min(stage.batch, len(method.dataset.train)) // stage.accumulate)
         return StagePlan(
             learns={track.name: distinct(list(trainable(track.chain).values())) for track in tracks},
-            frozen=max(_frozen(job) for job in jobs),
-            activations=max(_activations(job, method.dataset, micro) for job in jobs),
-            optimizer=max(map(_optimizer, jobs)),
-            images=stage.epochs * jobs[0].batches.steps_per_epoch * jobs[0].batches.batch_size,
+            frozen=max((_frozen(job) for job in jobs), default=0),
+            activations=max((_activations(job, method.dataset, micro) for job in jobs), default=0),
+            optimizer=max(map(_optimizer, jobs), default=0),
+            images=stage.epochs * jobs[0].batches.steps_per_epoch * jobs[0].batches.batch_size if jobs else 0,
             flops=method.flops(),
         )
 
