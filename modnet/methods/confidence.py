@@ -28,18 +28,25 @@ TRACK = "network"
 
 
 class MowstObjective(nn.Module):
-    """Mowst's loss of a cascade: mixed losses, or the loss of mixed logits (Mowst*)."""
+    """Mowst's loss of a cascade: mixed losses, or the loss of mixed logits (Mowst*), and the price of asking.
+
+    Without a price, a large network that is a little better everywhere is trusted everywhere, and the confidence no
+    longer tells where it is needed. The price, in nats, is what its answer must gain (learning to defer: Madras et al.
+    2018; Mozannar and Sontag 2020).
+    """
 
     def __init__(self, chain: Chain, stage: Confidence) -> None:
         super().__init__()
-        self.chain, self.star = chain, stage.loss == "mowst-star"
+        self.chain, self.star, self.price = chain, stage.loss == "mowst-star", stage.price
 
     def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
         """The loss of the one track, a scalar."""
         weak, strong, confidence = cascade_of(self.chain).both(batch.x, ctx)
         target = batch.y if batch.target is None else batch.target
-        loss = mowst_star_loss if self.star else mowst_loss
-        return {TRACK: loss(weak, strong, confidence, target).mean()}
+        loss = (mowst_star_loss if self.star else mowst_loss)(weak, strong, confidence, target)
+        if self.price:
+            loss = loss + self.price * (1 - confidence)
+        return {TRACK: loss.mean()}
 
 
 def cascade_of(chain: Chain) -> Cascade:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, model_validator
 
+from modnet.recipe.fields import KeyedIfSet
 from modnet.recipe.stages import Route, WholeStageRef
 from modnet.registry import Params
 
@@ -54,6 +55,7 @@ class Confidence(Route):
     weak: WholeStageRef
     strong: WholeStageRef
     loss: Literal["mowst", "mowst-star"] = "mowst"
+    price: Annotated[NonNegativeFloat, KeyedIfSet()] = 0.0  # of asking the large network, nats in the loss
     learn: Literal["gate", "weak", "turns", "joint"] = "gate"  # weak: with the gate; turns: then the strong one
     rounds: PositiveInt = 1  # of learn: turns
     answer: Literal["threshold", "mix"] = "threshold"  # mix: both networks always, logits mixed by confidence

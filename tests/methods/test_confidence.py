@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modnet.chain import Pass
 from modnet.errors import RequestError
 from modnet.evaluation.accuracy import measure
 from modnet.evaluation.cascade import mean_macs, strong_share
@@ -110,6 +111,20 @@ def test_what_learns_is_what_was_asked(taught: Any, learn: str) -> None:
     for part, stage, learns in ((leaf.weak, "weak", True), (leaf.strong, "base", learn == "joint")):
         given = taught.chain(inputs, stage).state_dict()
         assert any(not torch.equal(t, given[name]) for name, t in part.state_dict().items()) == learns
+
+
+@pytest.mark.parametrize("loss", ["mowst", "mowst-star"])
+def test_asking_has_its_price(taught: Any, loss: str) -> None:
+    found, confidence = {}, torch.zeros(1)
+    for price in (0.0, 0.5):
+        inputs = taught.run(BASE, ROUTED % f", loss: {loss}, price: {price}", only="weak")
+        (job,) = ConfidenceRouting(inputs.recipe.stages["routed"], inputs).jobs()
+        (leaf,) = job.tracks[0].chain.eval().leaves
+        assert isinstance(leaf, Cascade)
+        batch = next(iter(job.batches.epoch(0, 0)))
+        found[price] = job.objective.eval()(batch, Pass())["network"]
+        confidence = leaf.both(batch.x, Pass())[2]
+    torch.testing.assert_close(found[0.5] - found[0.0], 0.5 * (1 - confidence).mean(), atol=1e-5, rtol=1e-4)
 
 
 def test_turns_train_the_small_network_and_then_the_large_one(taught: Any) -> None:
