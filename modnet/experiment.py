@@ -225,10 +225,11 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     if not session.world.team.leads:
         return {}
     metrics = {track: found for outcome in outcomes for track, found in outcome.metrics.items()}
+    metrics = metrics if outcomes else method.untrained()
     kept = method.keep(metrics)
     for chain_name, chain in kept.chains.items():
         save_chain(folder, chain_name, chain)
-    images = sum(outcome.images for outcome in outcomes) / len(outcomes)
+    images = sum(outcome.images for outcome in outcomes) / max(1, len(outcomes))
     seconds = sum(outcome.seconds for outcome in outcomes)
     scores = "  ".join(f"{found['top1']:.2f}" for found in metrics.values())
     measured = "val top-1" if len(metrics) == 1 else "val top-1 of the hybrids"
@@ -247,7 +248,7 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
 def trained(session: Session, name: str, method: Method, folder: Path) -> list[Outcome]:
     """The outcome of every job, in order; in a process other than the first only of its own."""
     jobs, world = method.jobs(), session.world
-    if world.size > 1 and world.team.leads:  # before others look for them
+    if jobs and world.size > 1 and world.team.leads:  # before others look for them
         trial = lambda: dtype_trial(jobs[0], session.device)  # noqa: E731
         choices, known = choose(folder, method.stage, session.device, trial)
         if not known:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from modnet.chain import Port
 from modnet.errors import UserError
 from modnet.evaluation.cost import cost, published_macs
 from modnet.evaluation.hardware import Speed, described, measured
@@ -130,8 +131,12 @@ def _end_to_end(recipe: Recipe, name: str) -> str | None:
     return max(alone, key=lambda s: getattr(recipe.stages[s], "epochs", 0), default=None)
 
 
+def _shown(port: Port) -> str:
+    return f"{port['length']} bytes" if port.kind == "ids" else f"{port['size']} px"
+
+
 def _models(recipe: Recipe, inputs: PlannedInputs) -> list[Row]:
-    """Every model as it is built for the images of a stage; one of several sizes, once for each."""
+    """Every model as it is built for the data of a stage; one of several sizes, once for each."""
     rows: dict[tuple[str, str], Row] = {}
     for name, stage in recipe.stages.items():
         model = model_of(recipe, name)
@@ -141,6 +146,6 @@ def _models(recipe: Recipe, inputs: PlannedInputs) -> list[Row]:
         chain = inputs.left[name][NETWORK]
         with torch.device("meta"):
             counted, published = cost(chain, port), published_macs(chain, port)
-        row = {"model": model, "images": f"{port['size']} px", "parameters": counted.parameters, "MACs": counted.macs}
+        row = {"model": model, "inputs": _shown(port), "parameters": counted.parameters, "MACs": counted.macs}
         rows.setdefault((model, str(counted)), row | {"with norms": published})
     return list(rows.values())

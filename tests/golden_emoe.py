@@ -13,7 +13,7 @@ from modnet.chain import Pass
 from modnet.layers import balance
 from modnet.layers.dispatch import plan
 from modnet.layers.mlp import MLP
-from modnet.layers.moe import MoE
+from modnet.layers.moe import MoE, tutel_capacity
 from modnet.layers.routers import normalised
 from modnet.randomness import Key
 from modnet.surgery.splitting import balanced_clusters, divide, inertia, units_of
@@ -81,6 +81,8 @@ def split_layer(case: Any, mlp: MLP) -> MoE:
     order = "batch-priority" if config["batch_prioritized_routing"] else "choice-major"
     router = {"name": kind, "order": order, "noise": config["gate_noise"], "importance": 0.5, "load": 0.5}
     router["quirk_load"] = True
+    if config["capacity_factor"]:  # 0: as many places as are needed; below 0: so many, but no more than by the rule
+        router |= {"capacity": abs(config["capacity_factor"]), "capacity_rule": "tutel"}
     if kind == "cosine":
         router["hidden"] = len(state["gate.sim_matrix"])
     experts = config["num_experts"]
@@ -92,7 +94,8 @@ def split_layer(case: Any, mlp: MLP) -> MoE:
         load(gate.project.bias, state["gate.cosine_projector.bias"])
         load(gate.vectors, state["gate.sim_matrix"].T)
         load(gate.temperature, state["gate.temperature"])
-    layer.capacity = lambda tokens: config["capacity"]  # type: ignore[method-assign]
+    if config["capacity_factor"] > 0:
+        assert layer.capacity(len(case.given("x"))) == config["capacity"]
     return layer
 
 
@@ -140,6 +143,9 @@ def check_tutel(case: Any) -> None:
     std = config["gate_noise"] / experts
     noisy = logits + std * case.given("noise")
     case.expect("load_per_expert", balance.chances(probs, noisy, std, top_k).sum(0))
+    for factor, places in config["capacities"].items():
+        if float(factor) > 0:
+            assert tutel_capacity(len(logits), top_k, experts, float(factor)) == places
     gate = gate_of(1, experts, top_k, name="avg-k", noise=1.0, importance=0.5, load=0.5, quirk_load=True)
     assert isinstance(gate, nn.Module)
     found = gate.loss(gate.choose(logits, noisy, std))

@@ -170,6 +170,11 @@ def _dataset(
     )
 
 
+def windows(params: Text) -> int:
+    """How many windows ``train_bytes`` make, where there is as much text."""
+    return max(0, ((params.train_bytes or 0) - 1) // params.length)
+
+
 def _windows(text: bytes, length: int) -> Split:
     """Windows side by side over a text; the label of a position is the byte after it."""
     count = max(0, (len(text) - 1) // length)

@@ -27,6 +27,7 @@ from modnet.engine.ranks import Team
 from modnet.engine.sharding import Degrees, Sharding
 from modnet.errors import RequestError
 from modnet.layers.exchange import Exchange, PerExpert
+from modnet.layers.head_experts import HeadExperts
 
 COPIES, EXPERTS, SHARDS = "copies", "experts", "shards"
 AS_THEY_ARE = ("_buffers", "training")  # attributes of a module that training may change
@@ -121,8 +122,10 @@ def _mesh(device: str, parts: str, copies: int, ranks: int) -> DeviceMesh:
 
 
 def _stacks(module: nn.Module) -> Iterator[PerExpert]:
-    """The outermost stacks of experts that learn."""
+    """The outermost stacks of experts that learn; heads of attention stay whole, as every token needs all keys."""
     for child in module.children():
+        if isinstance(child, HeadExperts):
+            continue
         if not isinstance(child, PerExpert):
             yield from _stacks(child)
         elif any(p.requires_grad for p in child.parameters()):

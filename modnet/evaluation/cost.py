@@ -20,6 +20,7 @@ from modnet.chain import Chain, Port, parameter_count
 from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
 from modnet.layers.expert_attention import ExpertAttention
 from modnet.layers.head import Head
+from modnet.layers.head_experts import HeadExperts
 from modnet.layers.moe import MoE
 
 
@@ -45,7 +46,8 @@ def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
     with _counter() as counter, torch.no_grad():
         twin(example(port, batch, device="meta"))
     parameters = parameter_count(chain)
-    idle = sum(part.idle_parameters() for part in chain.modules() if isinstance(part, MoE | ExpertAttention))
+    mixtures = [part for part in chain.modules() if isinstance(part, MoE | ExpertAttention | HeadExperts)]
+    idle = sum(part.idle_parameters() for part in mixtures)
     return Cost(parameters, counter.get_total_flops() // 2, parameters - idle)
 
 

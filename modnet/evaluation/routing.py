@@ -14,7 +14,9 @@ from torch import Tensor
 
 from modnet.chain import Chain, Pass
 from modnet.evaluation.accuracy import Images, Normaliser, evaluating
-from modnet.layers.moe import MoEBlock
+from modnet.layers.block import AttentionBlock
+from modnet.layers.head_experts import HeadExperts
+from modnet.layers.moe import MoE, MoEBlock
 from modnet.randomness import Key
 
 SHUFFLES = 20  # of labels, whose mutual information with experts is what chance gives
@@ -22,12 +24,13 @@ SHUFFLES = 20  # of labels, whose mutual information with experts is what chance
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What the router of one block did with N images; counts are int64, on the CPU.
+    """What one router of a block did with N images; counts are int64, on the CPU.
 
     ``pairs`` (N, E): choices of an image's tokens by expert, before dropping. ``labels`` (N,). ``together`` (E, E): how
     many tokens chose both experts. ``kept``: pairs that found a place; ``lost``: tokens that found none. ``certain``,
     ``mean_probs`` (E,): the mean entropy of a token's probabilities (nats), and these probabilities' mean. ``patches``
-    (n, h, w): the first choice of every patch of the images that are shown; None where patches form no grid.
+    (n, h, w): the first choice of every patch of the images that are shown; None where patches form no grid. ``part``:
+    ``heads`` where the experts are heads of attention.
     """
 
     block: int
@@ -40,6 +43,12 @@ class LayerRouting:
     certain: float
     mean_probs: Tensor
     patches: Tensor | None
+    part: str = ""
+
+    @property
+    def label(self) -> str:
+        """The block, and the part of it where that is not its perceptron."""
+        return f"block {self.block}" + (f" {self.part}" if self.part else "")
 
     @property
     def experts(self) -> int:
@@ -99,9 +108,12 @@ def mutual_information(joint: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Observed:
-    """Layers by position in the chain, and the images whose patches they keep: uint8 (n, C, H, W), labels (n,)."""
+    """Layers by the name of their statistics in a pass, and the images whose patches they keep.
 
-    layers: dict[int, LayerRouting]
+    These are uint8 (n, C, H, W), with labels (n,).
+    """
+
+    layers: dict[str, LayerRouting]
     images: Tensor
     labels: Tensor
 
@@ -112,27 +124,38 @@ def observe(chain: Chain, images: Images, dataset: Normaliser, batch: int = 512,
     ``each``: of so many images of every class, the first, it is kept where their patches go. Capacities act as in
     evaluation, so ``batch`` can matter. Raises ValueError for a chain without experts.
     """
-    held = {at: leaf for at, leaf in enumerate(chain.leaves) if isinstance(leaf, MoEBlock)}
-    if not held:
+    tallies = _tallies(chain)
+    if not tallies:
         raise ValueError("the chain has no experts")
-    blocks = [at for at, leaf in enumerate(chain.leaves) if leaf.role == "block"]
-    tallies = {at: _Tally(leaf, blocks.index(at)) for at, leaf in held.items()}
+    wanted = frozenset(int(name.partition(".")[0]) for name in tallies)
     device = next((p.device for p in chain.parameters()), torch.device("cpu"))
     shown = _Shown(each)
     with evaluating(chain):
         for stored, labels in images.batches(batch):
-            ctx = Pass(wanted=frozenset(held))
+            ctx = Pass(wanted=wanted)
             chain(dataset.normalise(stored.to(device)), ctx)
             rows = shown.rows(stored, labels)
-            for at, tally in tallies.items():
-                tally.add(_of_leaf(ctx.stats, at), labels.cpu(), rows)
+            for name, tally in tallies.items():
+                tally.add(_of_layer(ctx.stats, name), labels.cpu(), rows)
     order = torch.cat(shown.labels).argsort(stable=True)
-    layers = {at: tally.routing(order) for at, tally in tallies.items()}
+    layers = {name: tally.routing(order) for name, tally in tallies.items()}
     return Observed(layers, torch.cat(shown.images)[order], torch.cat(shown.labels)[order])
 
 
-def _of_leaf(stats: Mapping[str, Tensor], at: int) -> dict[str, Tensor]:
-    return {name: stats[f"{at}.{name}"].cpu() for name in ("experts", "kept", "probs")}
+def _tallies(chain: Chain) -> dict[str, _Tally]:
+    """Empty sums for every mixture of a ViT's blocks, in the order of a pass."""
+    found = {}
+    blocks = [at for at, leaf in enumerate(chain.leaves) if leaf.role == "block"]
+    for at, leaf in enumerate(chain.leaves):
+        if isinstance(leaf, AttentionBlock) and isinstance(leaf.attn, HeadExperts):
+            found[f"{at}.attention"] = _Tally(leaf, leaf.attn, blocks.index(at), "heads")
+        if isinstance(leaf, MoEBlock):
+            found[str(at)] = _Tally(leaf, leaf.moe, blocks.index(at))
+    return found
+
+
+def _of_layer(stats: Mapping[str, Tensor], layer: str) -> dict[str, Tensor]:
+    return {name: stats[f"{layer}.{name}"].cpu() for name in ("experts", "kept", "probs")}
 
 
 class _Shown:
@@ -158,8 +181,8 @@ class _Shown:
 class _Tally:
     """Sums over batches, of one layer."""
 
-    def __init__(self, leaf: MoEBlock, block: int) -> None:
-        self.count, self.top_k, self.block = leaf.moe.count, leaf.moe.top_k, block
+    def __init__(self, leaf: AttentionBlock, mixture: MoE | HeadExperts, block: int, part: str = "") -> None:
+        self.count, self.top_k, self.block, self.part = mixture.count, mixture.top_k, block, part
         port = leaf.takes
         self.grid: tuple[int, int] | None = port["grid"] if port is not None else None
         self.prefix = int(port["prefix"] or 0) if port is not None else 0
@@ -200,9 +223,10 @@ class _Tally:
             self.certain / self.tokens,
             self.probs / self.tokens,
             torch.cat(self.patches)[order] if self.patches else None,
+            self.part,
         )
 
 
-def summary(layers: Mapping[int, LayerRouting]) -> dict[str, Any]:
-    """Every layer's numbers and loads as plain data, by ``block N``."""
-    return {f"block {layer.block}": {**layer.numbers(), "load": layer.load.tolist()} for layer in layers.values()}
+def summary(layers: Mapping[str, LayerRouting]) -> dict[str, Any]:
+    """Every layer's numbers and loads as plain data, by ``block N`` or ``block N heads``."""
+    return {layer.label: {**layer.numbers(), "load": layer.load.tolist()} for layer in layers.values()}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from modnet.chain import Chain, Module, Pass
 from modnet.errors import RequestError
+from modnet.recipe.confidence import PLAIN
 
 Answer = Literal["threshold", "mix"]
 
@@ -62,6 +63,26 @@ class PerceptronGate(nn.Module):
         return out
 
 
+class PlainGate(nn.Module):
+    """The logit of a plain score in [0, 1], (B,), without parameters: ``max-probability``, ``margin`` or ``entropy``.
+
+    These are the largest probability, its distance to the second largest, and 1 minus the entropy as a share of the
+    largest there can be: what early exits and model cascades commonly ask (Hendrycks and Gimpel 2017 for the first).
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, spread: Tensor, features: Tensor) -> Tensor:
+        """Dispersion (B, 2) and probabilities in descending order (B, classes)."""
+        if self.kind == "entropy":
+            score = spread[:, 1]
+        else:
+            score = features[:, 0] - (features[:, 1] if self.kind == "margin" else 0)
+        return torch.logit(score, eps=1e-12).float()
+
+
 class HyperGate(nn.Module):
     """A gate whose two linear layers, 2 to hidden to 1, are given by small networks that see the features (B, F)."""
 
@@ -102,12 +123,22 @@ def mixed(weak: Tensor, strong: Tensor, confidence: Tensor) -> Tensor:
     return share * weak + (1 - share) * strong
 
 
+def gate_of(gate: dict[str, Any], classes: int) -> nn.Module:
+    """The gate that plain values describe, for a small network of so many classes."""
+    hyper = gate["kind"] == "hyper"
+    if gate["kind"] in PLAIN:
+        return PlainGate(gate["kind"])
+    features = classes if hyper or gate["sees"] == "probabilities" else 0
+    made = HyperGate if hyper else PerceptronGate
+    return made(features, gate["hidden"], gate["layers"], gate["batch_norm"])
+
+
 class Cascade(Module):
     """Two whole networks: the small one answers where it is confident, the large one elsewhere; logits (B, classes).
 
     ``gate``: ``{"kind": "perceptron" | "hyper", "sees": "dispersion" | "probabilities", "hidden", "layers",
-    "batch_norm"}``. ``answer``: ``threshold`` asks the large network only about inputs whose confidence's logit is
-    below ``self.threshold``; ``mix`` asks it always and mixes logits by the confidence (Mowst*).
+    "batch_norm"}``, or a plain score's kind. ``answer``: ``threshold`` asks the large network only about inputs whose
+    confidence's logit is below ``self.threshold``; ``mix`` asks it always and mixes logits by the confidence (Mowst*).
     ``quirk_probabilities`` mixes as the reference does: probabilities, the confidence taken from a softmax of these.
     The share of inputs that the large network answered goes to ``ctx.stats``. Raises RequestError if the networks take
     or give other things.
@@ -133,10 +164,7 @@ class Cascade(Module):
         if classes is None:
             raise RequestError("the small network of a cascade must give logits of a known number of classes")
         self.weak, self.strong, self.answer, self.quirk = weak, strong, answer, quirk_probabilities
-        hyper = gate["kind"] == "hyper"
-        features = classes if hyper or gate["sees"] == "probabilities" else 0
-        made = HyperGate if hyper else PerceptronGate
-        self.gate: nn.Module = made(features, gate["hidden"], gate["layers"], gate["batch_norm"])
+        self.gate = gate_of(gate, classes)
         self.register_buffer("threshold", torch.zeros(()))
 
     def train(self, mode: bool = True) -> Self:
@@ -148,8 +176,11 @@ class Cascade(Module):
 
     def score(self, weak: Tensor) -> Tensor:
         """The logit of the confidence, (B,), from the small network's logits (B, classes); no gradient to these."""
-        features = weak.detach().softmax(-1).sort(-1, descending=True).values
-        out: Tensor = self.gate(dispersion(weak), features)
+        logits = weak.detach()
+        if isinstance(self.gate, PlainGate):
+            logits = logits.double()  # nearly certain ones must stay apart
+        features = logits.softmax(-1).sort(-1, descending=True).values
+        out: Tensor = self.gate(dispersion(logits), features)
         return out
 
     def both(self, x: Any, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from modnet.layers import balance
 from modnet.layers.exchange import gathered
 from modnet.layers.initialise import initialise_linear
 from modnet.layers.routers import Choice, Gate, SoftmaxTopKGate, normalised
+from modnet.randomness import Key
 from modnet.recipe.routers import AveragedKeys, Cosine
 
 HOTTEST = math.log(100)  # the largest logarithm of the cosine's scale
@@ -37,20 +38,46 @@ class EMoEGate(SoftmaxTopKGate):
 class AveragedKeysGate(EMoEGate):
     """avg-k: the mean over an expert's hidden units of token · key, without bias; the best K, each with weight 1.
 
-    It has no parameters: the rows follow the experts' own keys, and no gradient goes to these through the scores.
+    It has no parameters: the rows follow the experts' own keys, and no gradient goes to these through the scores. With
+    ``momentum`` they follow slowly, and are a buffer.
     """
 
     by_keys = True
     params: AveragedKeys
+    rows: Tensor  # there with momentum alone
 
     def __init__(self, width: int, experts: int, top_k: int, params: AveragedKeys) -> None:
         nn.Module.__init__(self)
         self.params, self.top_k = params, top_k
+        self.step: Key | None = None
+        if params.momentum:
+            self.register_buffer("rows", torch.zeros(experts, width))
 
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        """By the keys' means as they are after the last step; ``rows`` are those of the last step in training."""
         assert keys is not None
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(dtype), gathered(keys.detach().to(dtype).mean(1)))
+        rows = gathered(keys.detach().to(dtype).mean(1))
+        if self.params.momentum:
+            rows = self.rows if self.training else self.followed(rows)
+        return F.linear(x.to(dtype), rows.to(dtype))
+
+    def followed(self, means: Tensor) -> Tensor:
+        """The rows (E, D), one step nearer to the means."""
+        out: Tensor = self.rows.lerp(means.to(self.rows), 1 - self.params.momentum)
+        return out
+
+    @torch.no_grad()
+    def follow(self, keys: Tensor, step: Key | None) -> None:
+        """Once a step, which has one key for all micro-batches."""
+        if self.params.momentum and self.training and (step is None or step != self.step):
+            self.step = step
+            self.rows.copy_(self.followed(gathered(keys.mean(1))))
+
+    @torch.no_grad()
+    def settle(self, keys: Tensor) -> None:
+        if self.params.momentum:
+            self.rows.copy_(gathered(keys.mean(1)))
 
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
         indices = noisy.topk(self.top_k, dim=-1).indices

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from modnet.chain import Pass
 from modnet.errors import RequestError
 from modnet.layers.dispatch import Plan, combine, dispatch, plan
-from modnet.layers.moe import StackedLinear, load_stats
-from modnet.layers.routers import Choice, Gate
+from modnet.layers.routers import Choice, Gate, load_stats
+from modnet.layers.stacked import StackedLinear
 from modnet.layers.stickbreaking import attend
 from modnet.registry import ROUTERS
 

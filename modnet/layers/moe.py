@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,40 +13,16 @@ from torch import Tensor, nn
 
 from modnet.chain import Pass
 from modnet.errors import RequestError
-from modnet.layers import balance
 from modnet.layers.block import AttentionBlock, Block
-from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, grouped_linear, plan
-from modnet.layers.exchange import PerExpert, held
+from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, plan
+from modnet.layers.exchange import PerExpert
 from modnet.layers.initialise import initialise_linears
-from modnet.layers.routers import Choice, ExpertChoiceGate, Gate
+from modnet.layers.routers import Choice, ExpertChoiceGate, Gate, drawn, load_stats
+from modnet.layers.stacked import StackedLinear
 from modnet.recipe.routers import NO_GRADIENT
 from modnet.registry import ROUTERS
 
 Activation = Literal["gelu", "gelu-tanh", "swiglu"]
-
-
-class StackedLinear(PerExpert):
-    """A linear layer for each expert: weight (E, out, in), bias (E, out); each starts as torch's Linear does."""
-
-    bias: Tensor  # None where there is none, as in torch's Linear
-
-    def __init__(self, experts: int, given: int, out: int, bias: bool = True) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(given)
-        self.weight = nn.Parameter(torch.empty(experts, out, given).uniform_(-bound, bound))
-        self.register_parameter("bias", nn.Parameter(torch.zeros(experts, out)) if bias else None)
-
-    def compute(self, x: Tensor, ends: Tensor) -> Tensor:
-        bias: Tensor | None = getattr(self, "bias", None)
-        weight, bias = held(self.weight), None if bias is None else held(bias)
-        parts: tuple[Tensor, Tensor, Tensor | None]
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
-            dtype = torch.get_autocast_dtype(x.device.type)
-            parts = (x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        else:
-            parts = (x.to(weight.dtype), weight, bias)
-        out: Tensor = grouped_linear(*parts, ends)
-        return out
 
 
 class Experts(PerExpert):
@@ -98,12 +74,19 @@ class MoE(nn.Module):
         self.count, self.top_k = experts, top_k
         self.gate: Gate = ROUTERS.get(self.params.name).resolve()(width, experts, top_k, self.params)
         self.experts = Experts(width, hidden, experts, activation, bias)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the router begin anew with the experts as they are."""
+        self.gate.settle(self.experts.fc1.weight)
 
     def forward(self, x: Tensor, ctx: Pass) -> Tensor:
         """Route, dispatch, compute, combine; a dropped token gives zeros."""
         flat = x.flatten(0, 1)
         exact = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
         keys = self.experts.fc1.weight if self.gate.by_keys else None
+        if keys is not None:
+            self.gate.follow(keys, ctx.key)
         with exact:
             choice = self.gate(flat, self.noise(x, ctx), keys)
         out, where = self.mix(flat, choice, x.shape[1])
@@ -112,10 +95,7 @@ class MoE(nn.Module):
 
     def noise(self, x: Tensor, ctx: Pass) -> Tensor | None:
         """Standard normal noise (B·N, E), drawn per sample; None where none is wanted."""
-        if not (self.training and ctx.stochastic and self.gate.noisy):
-            return None
-        ids = torch.arange(len(x), device=x.device) if ctx.ids is None else ctx.ids
-        return ctx.rng("router").normal(ids, x.shape[1] * self.count).view(-1, self.count)
+        return drawn(self.gate, x, self.count, ctx)
 
     def mix(self, x: Tensor, choice: Choice, tokens: int) -> tuple[Tensor, Plan]:
         """The experts' weighted sum for tokens (T, width) of images of so many ``tokens``, and the plan followed."""
@@ -137,13 +117,15 @@ class MoE(nn.Module):
         return size if size and total % size == 0 and not isinstance(self.gate, ExpertChoiceGate) else None
 
     def capacity(self, tokens: int) -> int | None:
-        """Places of an expert for a group of tokens, ``ceil(T·K·factor / E)`` rounded up; None: no limit."""
+        """Places of an expert for a group of tokens, by the router's rule; None: no limit."""
         params = self.params
         factor = params.capacity if self.training or params.capacity_eval is None else params.capacity_eval
         if factor is None:
             return None
-        pairs = tokens * (1 if isinstance(self.gate, ExpertChoiceGate) else self.top_k)
-        return capacity_of(pairs, self.count, factor, params.round_to)
+        choices = 1 if isinstance(self.gate, ExpertChoiceGate) else self.top_k
+        if params.capacity_rule == "tutel":
+            return tutel_capacity(tokens, choices, self.count, factor, params.round_to)
+        return capacity_of(tokens * choices, self.count, factor, params.round_to)
 
     @torch.no_grad()
     def _stats(self, choice: Choice, where: Plan) -> dict[str, Tensor]:
@@ -176,17 +158,18 @@ def _kept(choice: Choice, where: Plan) -> Tensor:
     return where.kept if where.kept is not None else torch.ones_like(choice.indices, dtype=torch.bool)
 
 
-@torch.no_grad()
-def load_stats(choice: Choice, experts: int) -> dict[str, Tensor]:
-    """The share of pairs of each expert, (E,), and the mean entropy of a token's probabilities (nats)."""
-    everyone = torch.arange(experts, device=choice.indices.device)
-    share = (choice.indices[..., None] == everyone).float().mean((0, 1))
-    return {"load": share, "entropy": balance.mean_entropy(choice.probs)}
-
-
 def capacity_of(pairs: int, experts: int, factor: float, round_to: int = 1) -> int:
     """An expert's places: its even share of the pairs times the factor, rounded up, then up to a multiple (V-MoE)."""
-    return round_to * math.ceil(math.ceil(pairs * factor / experts) / round_to)
+    return _upwards(math.ceil(pairs * factor / experts), round_to)
+
+
+def tutel_capacity(tokens: int, choices: int, experts: int, factor: float, round_to: int = 1) -> int:
+    """An expert's places as tutel, and so EMoE, counts them: K·floor(factor·ceil(T / E)), then up to a multiple."""
+    return _upwards(choices * math.floor(factor * math.ceil(tokens / experts)), round_to)
+
+
+def _upwards(places: int, round_to: int) -> int:
+    return round_to * math.ceil(places / round_to)
 
 
 class MoEBlock(AttentionBlock):
@@ -194,8 +177,6 @@ class MoEBlock(AttentionBlock):
 
     ``hidden``: units of each expert; the rest as in :class:`modnet.layers.block.Block` and :class:`MoE`.
     """
-
-    holds: ClassVar[dict[str, tuple[str, str]]] = {"moe": ("experts", "router")}
 
     def __init__(
         self,
@@ -211,11 +192,21 @@ class MoEBlock(AttentionBlock):
         drop_path: float = 0.0,
         prefix: int | None = None,
         grid: tuple[int, int] | None = None,
+        attention_experts: int | None = None,
+        attention_top_k: int | None = None,
+        attention_router: dict[str, Any] | None = None,
+        attention_heads: int = 1,
     ) -> None:
         super().__init__()
-        self.build_attention(width, heads, qkv_bias, norm_eps, drop_path, prefix, grid)
+        routed = (attention_experts, attention_top_k, attention_router, attention_heads)
+        self.build_attention(width, heads, qkv_bias, norm_eps, drop_path, prefix, grid, *routed)
         self.moe = MoE(width, hidden, experts, top_k, router, activation)
         initialise_linears(self)
+
+    @property
+    def holds(self) -> dict[str, tuple[str, str]]:
+        """Its experts, and those of attention if its heads are experts."""
+        return super().holds | {"moe": ("experts", "router")}
 
     @classmethod
     def in_place_of(cls, block: Block, hidden: int, experts: int, top_k: int, router: dict[str, Any]) -> MoEBlock:
@@ -228,7 +219,6 @@ class MoEBlock(AttentionBlock):
         return out
 
     def matrices(self) -> dict[str, int]:
-        """The fused projection is three matrices, an expert's layer one each; the router is left to AdamW."""
+        """Those of attention, and an expert's layers, one each; the router is left to AdamW."""
         experts = self.moe.count
-        stacks = {"moe.experts.fc1.weight": experts, "moe.experts.fc2.weight": experts}
-        return {"attn.qkv.weight": 3, "attn.proj.weight": 1, **stacks}
+        return super().matrices() | {"moe.experts.fc1.weight": experts, "moe.experts.fc2.weight": experts}

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modnet.chain import Pass
 from modnet.layers import balance
 from modnet.layers.initialise import initialise_linear
+from modnet.randomness import Key
 from modnet.recipe.routers import (
     ExpertChoice,
     NoisyTopK,
@@ -41,6 +43,14 @@ class Choice:
     def probs(self) -> Tensor:
         """Softmax of the logits without noise."""
         return self.logits.softmax(-1)
+
+
+@torch.no_grad()
+def load_stats(choice: Choice, experts: int) -> dict[str, Tensor]:
+    """The share of pairs of each expert, (E,), and the mean entropy of a token's probabilities (nats)."""
+    everyone = torch.arange(experts, device=choice.indices.device)
+    share = (choice.indices[..., None] == everyone).float().mean((0, 1))
+    return {"load": share, "entropy": balance.mean_entropy(choice.probs)}
 
 
 class Gate(nn.Module):
@@ -79,6 +89,12 @@ class Gate(nn.Module):
         for p in (self.gate.weight, self.gate.bias):
             if p is not None:
                 p.copy_(p[::run].repeat_interleave(run, 0))
+
+    def follow(self, keys: Tensor, step: Key | None) -> None:
+        """In training, before tokens of a step are scored: take up what the experts' keys (E, H, D) have become."""
+
+    def settle(self, keys: Tensor) -> None:
+        """Begin anew with these keys (E, H, D): the experts were made, or their number changed."""
 
     @staticmethod
     def logits(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -137,6 +153,14 @@ class Gate(nn.Module):
         grouped = {k: v.unflatten(0, (-1, size)) for k, v in parts.items() if isinstance(v, Tensor)}
         found = [weight * value.mean() for weight, value in self.losses(replace(choice, **grouped))]
         return torch.stack(found).sum() if found else None
+
+
+def drawn(gate: Gate, x: Tensor, experts: int, ctx: Pass, purpose: str = "router") -> Tensor | None:
+    """Standard normal noise (B·N, E) for tokens (B, N, width), drawn per sample; None where none is wanted."""
+    if not (gate.training and ctx.stochastic and gate.noisy):
+        return None
+    ids = torch.arange(len(x), device=x.device) if ctx.ids is None else ctx.ids
+    return ctx.rng(purpose).normal(ids, x.shape[1] * experts).view(-1, experts)
 
 
 class SoftmaxTopKGate(Gate):

@@ -171,8 +171,12 @@ class Method:
         self.dataset = inputs.dataset(stage.data)
 
     def jobs(self) -> list[Job]:
-        """The training runs of this stage, in order; each resumes by itself."""
+        """The training runs of this stage, in order; each resumes by itself. There may be none."""
         raise NotImplementedError
+
+    def untrained(self) -> dict[str, Metrics]:
+        """What the networks of a stage without jobs score on val, by track."""
+        return {}
 
     def job_costs(self) -> list[float] | None:
         """What each job costs beside the others, by which jobs are dealt to processes; None: all share every job."""

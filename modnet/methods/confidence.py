@@ -28,18 +28,25 @@ TRACK = "network"
 
 
 class MowstObjective(nn.Module):
-    """Mowst's loss of a cascade: mixed losses, or the loss of mixed logits (Mowst*)."""
+    """Mowst's loss of a cascade: mixed losses, or the loss of mixed logits (Mowst*), and the price of asking.
+
+    Without a price, a large network that is a little better everywhere is trusted everywhere, and the confidence no
+    longer tells where it is needed. The price, in nats, is what its answer must gain (learning to defer: Madras et al.
+    2018; Mozannar and Sontag 2020).
+    """
 
     def __init__(self, chain: Chain, stage: Confidence) -> None:
         super().__init__()
-        self.chain, self.star = chain, stage.loss == "mowst-star"
+        self.chain, self.star, self.price = chain, stage.loss == "mowst-star", stage.price
 
     def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
         """The loss of the one track, a scalar."""
         weak, strong, confidence = cascade_of(self.chain).both(batch.x, ctx)
         target = batch.y if batch.target is None else batch.target
-        loss = mowst_star_loss if self.star else mowst_loss
-        return {TRACK: loss(weak, strong, confidence, target).mean()}
+        loss = (mowst_star_loss if self.star else mowst_loss)(weak, strong, confidence, target)
+        if self.price:
+            loss = loss + self.price * (1 - confidence)
+        return {TRACK: loss.mean()}
 
 
 def cascade_of(chain: Chain) -> Cascade:
@@ -101,7 +108,7 @@ class ConfidenceRouting(Method):
         with self.key.fold("gate").forked():
             self.cascade = Cascade(weak, strong, gate, stage.answer, stage.quirk_probabilities).to(inputs.device)
         self.chain = Chain([self.cascade])
-        self.given = measure(strong, self.dataset.val, self.dataset).top1
+        self.given = inputs.val_top1(strong, self.dataset)
         self.floor = self.given - stage.lose
 
     def check(self, name: str, network: Chain) -> None:
@@ -115,8 +122,13 @@ class ConfidenceRouting(Method):
             )
 
     def jobs(self) -> list[Job]:
-        """One job, or with ``learn: turns`` two a round: the small network with the gate, then the large one."""
+        """One job, or with ``learn: turns`` two a round: the small network with the gate, then the large one.
+
+        None where the gate alone learns and is a plain score.
+        """
         learn = self.route.learn
+        if learn == "gate" and self.route.gate.plain:
+            return []
         if learn != "turns":
             return [self.turn("gate", *{"gate": (), "weak": ("weak",), "joint": ("weak", "strong")}[learn])]
         turns = []
@@ -149,6 +161,10 @@ class ConfidenceRouting(Method):
         cascade.threshold.fill_(cut)
         scores = measure(Chain([cascade]), self.dataset.val, self.dataset).as_dict()
         return {TRACK: scores | {"easy": 100 - asked, "strong_share": asked}}
+
+    def untrained(self) -> dict[str, Metrics]:
+        """As after training: a plain score needs its threshold alone."""
+        return self.validate()
 
     def keep(self, metrics: Mapping[str, Metrics]) -> Kept:
         """The cascade at the threshold of its last weights, and what it asks of the large network on val."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modnet.chain import Chain
+from modnet.chain import Chain, Module
 from modnet.engine.job import Metrics
-from modnet.evaluation.accuracy import measure
 from modnet.layers.adapters import see
+from modnet.layers.head_experts import HeadExperts
 from modnet.layers.moe import MoEBlock
 from modnet.methods.base import BEFORE, NETWORK, Inputs, Kept
 from modnet.methods.supervised import WholeMethod
 from modnet.randomness import Key
 from modnet.recipe.routing import Converted, Split, Upcycle
-from modnet.surgery.conversion import block_numbers, expert_blocks
+from modnet.surgery.conversion import block_numbers
 from modnet.surgery.splitting import split
 from modnet.surgery.upcycling import upcycled
 
@@ -28,9 +28,7 @@ class Conversion(WholeMethod):
         dense = see(inputs.stored(stage.from_, NETWORK), self.dataset.mean, self.dataset.std)
         self.chain = self.with_drop_path(self.convert(dense, stage, self.key.fold("surgery")))
         self.before = self.chain.cloned()
-        self.dense_top1, self.before_top1 = (
-            measure(c, self.dataset.val, self.dataset).top1 for c in (dense, self.before)
-        )
+        self.dense_top1, self.before_top1 = (inputs.val_top1(c, self.dataset) for c in (dense, self.before))
         inputs.say(
             f"{told(self.chain)}; before training {self.before_top1:.2f} % on val, the dense network "
             f"{self.dense_top1:.2f} %"
@@ -63,16 +61,22 @@ class Splitting(Conversion):
 def told(chain: Chain) -> str:
     """Which blocks hold how many experts, in words."""
     numbers = block_numbers(chain)
-    kinds: dict[tuple[int, int, int], list[int]] = {}
-    for at, block in expert_blocks(chain).items():
-        kinds.setdefault(shape_of(block), []).append(numbers[at])
+    kinds: dict[str, list[int]] = {}
+    for at, leaf in enumerate(chain.leaves):
+        for shape in shapes_of(leaf):
+            kinds.setdefault(shape, []).append(numbers[at])
     return "; ".join(
-        f"block{'s' * (len(held) > 1)} {', '.join(map(str, held))}: {experts} experts of {hidden} hidden units, "
-        f"{top_k} for each token"
-        for (experts, hidden, top_k), held in kinds.items()
+        f"block{'s' * (len(held) > 1)} {', '.join(map(str, held))}: {shape} for each token"
+        for shape, held in kinds.items()
     )
 
 
-def shape_of(block: MoEBlock) -> tuple[int, int, int]:
-    """Experts, hidden units of each, experts for each token."""
-    return block.moe.count, block.moe.experts.fc1.weight.shape[1], block.moe.top_k
+def shapes_of(leaf: Module) -> Iterator[str]:
+    """A block's mixtures in words: experts, what each is, and how many a token goes to."""
+    heads = getattr(leaf, "attn", None)
+    if isinstance(heads, HeadExperts):
+        each = heads.query.weight.shape[1] // heads.size
+        yield f"{heads.count} experts of {each} head{'s' * (each > 1)} of attention, {heads.top_k}"
+    if isinstance(leaf, MoEBlock):
+        moe = leaf.moe
+        yield f"{moe.count} experts of {moe.experts.fc1.weight.shape[1]} hidden units, {moe.top_k}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,11 +34,16 @@ class OnExperts(WholeMethod):
             )
 
     def scores(self, chain: Chain) -> Metrics:
-        """What a network scores on val."""
+        """What a network scores on val; nothing in a plan."""
+        if self.inputs.device.type == "meta":
+            return {self.dataset.score: math.nan}
         return measure(chain, self.dataset.val, self.dataset).as_dict()
 
     def used(self, chain: Chain) -> dict[Place, Tensor]:
-        """The share of val's choices that each expert gets."""
+        """The share of val's choices that each expert gets; in a plan all get as many."""
+        if self.inputs.device.type == "meta":
+            counts = {place: part.count for place, part in mixtures(chain).items()}
+            return {place: torch.full((count,), 1 / count, device="cpu") for place, count in counts.items()}
         with evaluating(chain):
             return {place: share.clone() for place, share in usage(chain, self.dataset.val, self.dataset).items()}
 

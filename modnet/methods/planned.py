@@ -15,6 +15,7 @@ from modnet.data.planned import planned
 from modnet.engine.batch import Batch
 from modnet.engine.job import Job
 from modnet.engine.optimizers import state_numbers, trainable
+from modnet.evaluation.cost import example
 from modnet.evaluation.memory import activation_bytes, distinct
 from modnet.methods.base import NETWORK, Inputs, Method, build, module_name
 from modnet.randomness import Key
@@ -92,10 +93,10 @@ def plan_stage(name: str, stage: TrainingStage, inputs: PlannedInputs) -> StageP
         micro = -(-min(stage.batch, len(method.dataset.train)) // stage.accumulate)
         return StagePlan(
             learns={track.name: distinct(list(trainable(track.chain).values())) for track in tracks},
-            frozen=max(_frozen(job) for job in jobs),
-            activations=max(_activations(job, method.dataset, micro) for job in jobs),
-            optimizer=max(map(_optimizer, jobs)),
-            images=stage.epochs * jobs[0].batches.steps_per_epoch * jobs[0].batches.batch_size,
+            frozen=max((_frozen(job) for job in jobs), default=0),
+            activations=max((_activations(job, method.dataset, micro) for job in jobs), default=0),
+            optimizer=max(map(_optimizer, jobs), default=0),
+            images=stage.epochs * jobs[0].batches.steps_per_epoch * jobs[0].batches.batch_size if jobs else 0,
             flops=method.flops(),
         )
 
@@ -123,12 +124,10 @@ def _optimizer(job: Job) -> int:
 
 
 def _activations(job: Job, dataset: Dataset, micro: int) -> int:
-    port, classes = dataset.port, len(dataset.classes)
-
     def loss(count: int) -> Tensor:
-        x = torch.zeros(count, port["channels"], port["size"], port["size"], device="meta")
-        labels = torch.zeros(count, dtype=torch.int64, device="meta")
-        batch = Batch(x, labels, labels, torch.zeros(count, classes, device="meta"))
+        labels, ids = (t.new_zeros(count, *t.shape[1:]) for t in (dataset.train.labels, dataset.train.ids))
+        target = torch.zeros(count, len(dataset.classes), device="meta") if labels.dim() == 1 else None  # as if mixed
+        batch = Batch(example(dataset.port, count, "meta"), labels, ids, target)
         return torch.stack(list(job.objective(batch, Pass()).values())).sum()
 
     return activation_bytes(loss, job.objective.eval(), micro)

@@ -190,6 +190,9 @@ def _converted(checker: Checker, stage: Converted) -> None:
     role = checker.role("from", stage.from_)
     if role is None:
         return
+    if isinstance(stage, Split) and stage.part == "attention":
+        _heads(checker, stage, role)
+        return
     if not isinstance(role.params, ViT) or isinstance(role.params, VMoE):
         checker.say(("from",), f"is a {role.get('name')} ({role.model}); experts take the place of a vit's MLPs")
         return
@@ -203,6 +206,20 @@ def _converted(checker: Checker, stage: Converted) -> None:
     )
     if hidden % parts:
         checker.say((key,), f"{hidden} hidden units of {role.model}'s MLPs do not divide into {parts} equal parts")
+
+
+def _heads(checker: Checker, stage: Split, role: Role) -> None:
+    """The network has blocks of our own at these places, and its heads divide into the experts, if it tells them."""
+    if not isinstance(role.params, ViT):
+        checker.say(("from",), f"is a {role.get('name')} ({role.model}); part: attention splits the heads of a vit")
+        return
+    try:
+        places(stage.placement, sum(role.params.depths))
+    except ValueError as error:
+        checker.say(("placement",), str(error))
+    heads = role.params.heads
+    if heads and heads % stage.experts:
+        checker.say(("experts",), f"{heads} heads of {role.model} do not divide into {stage.experts} experts")
 
 
 def _patch_fits(checker: Checker, stage: TrainingStage) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
-from modnet.recipe.fields import Choice
+from modnet.recipe.fields import Choice, KeyedIfSet
+from modnet.recipe.training import BelowOne
 from modnet.registry import ROUTERS, Params
 
 
@@ -22,6 +23,7 @@ class RouterParams(Params):
     capacity: PositiveFloat | None = None  # factor of the even share T·K/E; None: dropless
     capacity_eval: PositiveFloat | None = None  # None: as while training
     round_to: PositiveInt = 1  # an expert's capacity is rounded up to a multiple of it
+    capacity_rule: Annotated[Literal["vmoe", "tutel"], KeyedIfSet()] = "vmoe"  # tutel: K·floor(factor·ceil(T/E))
     order: Literal["vanilla", "choice-major", "batch-priority"] = "choice-major"  # who gets the places
     group: PositiveInt | None = None  # images that share places and losses; None: the batch
     importance: NonNegativeFloat = 0.0
@@ -87,11 +89,15 @@ class SampledTopK(SoftmaxTopK):
 
 
 class AveragedKeys(RouterParams):
-    """avg-k of EMoE: an expert's score is the mean of its keys times the token; no parameters, every weight is 1."""
+    """avg-k of EMoE: an expert's score is the mean of its keys times the token; no parameters, every weight is 1.
+
+    With ``momentum`` m these means are, after each step, m times the old and 1 - m times the new ones.
+    """
 
     name: str = "avg-k"
     noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
     quirk_load: bool = False  # the reference's load loss, which takes a threshold of logits from probabilities
+    momentum: Annotated[BelowOne, KeyedIfSet()] = 0.0  # of the means: how slowly they follow the keys
 
 
 class Cosine(RouterParams):
@@ -139,6 +145,7 @@ ROUTERS.tag(
     noise=1.0,
     capacity=1.5,
     order="batch-priority",
+    capacity_rule="tutel",
     importance=0.005,
     load=0.005,
     quirk_load=True,

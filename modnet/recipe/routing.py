@@ -2,11 +2,19 @@
 
 # No `from __future__ import annotations`: pydantic would compile every annotation again (15 ms).
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from modnet.recipe.routers import NO_GRADIENT, AveragedKeys, Placement, RenormalisedTopK, Router, RouterParams
+from modnet.recipe.fields import KeyedIfSet
+from modnet.recipe.routers import (
+    NO_GRADIENT,
+    AveragedKeys,
+    Placement,
+    RenormalisedTopK,
+    Router,
+    RouterParams,
+)
 from modnet.recipe.stages import Route, Whole, WholeStageRef
 from modnet.recipe.training import Fraction
 
@@ -56,10 +64,19 @@ class Split(Converted):
     """EMoE: the MLP's hidden units are clustered by their keys into experts of equal size (arXiv 2310.10908).
 
     No parameter is added: with router avg-k an expert's score is the mean of its keys times the token. With top_k
-    equal to experts the network computes what the dense one does, also after training.
+    equal to experts the network computes what the dense one does, also after training. ``part: attention`` makes
+    experts of the heads of attention, in their order (MoH, arXiv 2410.11842): ``experts`` must divide their number.
     """
 
     method: Literal["split"] = "split"
+    part: Annotated[Literal["mlp", "attention"], KeyedIfSet()] = "mlp"
     experts: PositiveInt = 16
     top_k: PositiveInt = 8
     router: Router = Field(default_factory=AveragedKeys)
+
+    @model_validator(mode="after")
+    def _all_are_served(self) -> "Split":
+        router = self.router
+        if self.part == "attention" and isinstance(router, RouterParams) and router.capacity is not None:
+            raise ValueError(f"heads of attention drop no token; leave out the capacity of router {router.name}")
+        return self

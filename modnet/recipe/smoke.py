@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 from modnet.recipe.fields import Choice, marker
 from modnet.recipe.problems import shown
 from modnet.recipe.recipe import Recipe
+from modnet.recipe.routing import Split
 from modnet.recipe.sources import Photographs, Source
 from modnet.recipe.stages import Evaluate, Stage, TrainingStage
 from modnet.registry import DATA, MODELS, Params, Registry
@@ -99,6 +100,8 @@ def _short(stage: Stage, factor: int, share: float) -> Stage:
             held, choice = getattr(stage, name), marker(type(stage), name, Choice)
             if choice and isinstance(held, Params):
                 values[name] = _shrunk(choice.registry, held, factor)
+        if isinstance(stage, Split) and stage.part == "attention":  # a small vit has two heads
+            values |= {"experts": min(2, stage.experts), "top_k": min(2, stage.top_k)}
         return stage.changed(**values)
     if isinstance(stage, Evaluate):
         limit = min(stage.limit or EVALUATE_LIMIT, EVALUATE_LIMIT)

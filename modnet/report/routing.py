@@ -15,10 +15,10 @@ from modnet.errors import RequestError
 from modnet.evaluation.routing import observe, summary
 from modnet.experiment import inputs_of_run, networks
 from modnet.layers.adapters import see
-from modnet.layers.moe import MoEBlock
 from modnet.methods.base import NETWORK, Inputs
 from modnet.report.routing_plots import pictures
 from modnet.store import atomic_file, atomic_write_json
+from modnet.surgery.conversion import expert_blocks, head_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,7 +66,8 @@ def sparse_stages(folder: Path, of: Sequence[str] = ()) -> list[str]:
 
 
 def _has_experts(folder: Path, stage: str) -> bool:
-    return any(isinstance(leaf, MoEBlock) for leaf in load_chain(folder / "stages" / stage, NETWORK).leaves)
+    chain = load_chain(folder / "stages" / stage, NETWORK)
+    return bool(expert_blocks(chain) or head_blocks(chain))
 
 
 def _analyse(inputs: Inputs, stage: str, folder: Path) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from modnet.evaluation.routing import LayerRouting, Observed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ACROSS = 4  # panels in a row
 INK, QUIET = "#333333", "#999999"
 COLOURS = (
     "#4477aa", "#ee7733", "#228833", "#cc3377", "#ddcc33", "#33bbee", "#aa5500", "#9966cc",
     "#99cc66", "#000080", "#ff99bb", "#006655", "#bb2222", "#77ddcc", "#eebb99", "#552266",
 )  # fmt: skip
 """No greys, which dark and light patches are."""
-Layers = Mapping[int, LayerRouting]
+Layers = Mapping[str, LayerRouting]
 
 
 def pictures(seen: Observed, classes: Sequence[str]) -> dict[str, Figure]:
@@ -45,6 +46,30 @@ def _figure(width: float, height: float, title: str, **grid: Any) -> tuple[Figur
     return figure, figure.subplots(squeeze=False, **grid)
 
 
+def _panels(layers: Layers, width: float, height: float, title: str, **grid: Any) -> tuple[Figure, list[Any]]:
+    """A panel of so many inches for each layer, in rows of at most ``ACROSS``."""
+    columns = min(ACROSS, len(layers))
+    rows = -(-len(layers) // columns)
+    figure, axes = _figure(width * columns, height * rows + 0.3, title, nrows=rows, ncols=columns, **grid)
+    for empty in axes.flat[len(layers) :]:
+        empty.set_visible(False)
+    return figure, list(axes.flat[: len(layers)])
+
+
+def _scale(figure: Figure, shown: Any, axes: Sequence[Any], label: str) -> None:
+    """The colours' meaning, beside the panels."""
+    bar = figure.colorbar(shown, ax=list(axes), shrink=0.8, aspect=25)
+    bar.set_label(label, fontsize=8, color=INK)
+    bar.ax.tick_params(labelsize=8, colors=INK)
+    bar.outline.set_visible(False)
+
+
+def _experts(axis: Any, count: int, which: str = "x") -> None:
+    """Ticks at few enough experts to be read."""
+    ticks = range(0, count, max(1, -(-count // 8)))
+    (axis.set_xticks if which == "x" else axis.set_yticks)(ticks)
+
+
 def _plain(axes: Any) -> None:
     """Take away the frame, which says nothing."""
     for side in ("top", "right"):
@@ -54,59 +79,54 @@ def _plain(axes: Any) -> None:
 
 def load(layers: Layers) -> Figure:
     """The share of choices that each expert gets, a panel for each layer, against an even share."""
-    width = max(3.2, 0.28 * max(layer.experts for layer in layers.values()))
-    figure, axes = _figure(
-        width * len(layers), 2.8, "Load: share of tokens' choices by expert", ncols=len(layers), sharey=True
-    )
-    for axis, layer in zip(axes[0], layers.values(), strict=True):
+    width = max(3.2, 0.2 * max(layer.experts for layer in layers.values()))
+    figure, axes = _panels(layers, width, 2.5, "Load: how tokens' choices are spread over the experts", sharey=True)
+    for axis, layer in zip(axes, layers.values(), strict=True):
         numbers = layer.numbers()
         axis.bar(range(layer.experts), (100 * layer.load).tolist(), color="#4477aa", width=0.8)
         axis.axhline(100 / layer.experts, color="#cc6677", linewidth=1, linestyle="--", label="even share")
-        axis.set_title(f"block {layer.block}: CV {numbers['load_cv']:.2f}, {numbers['dead']:.0f} unused", fontsize=9)
+        axis.set_title(f"{layer.label}: CV {numbers['load_cv']:.2f}, {numbers['dead']:.0f} unused", fontsize=9)
         axis.set_xlabel("expert", fontsize=8)
-        axis.set_xticks(range(0, layer.experts, max(1, layer.experts // 8)))
+        _experts(axis, layer.experts)
         _plain(axis)
-    axes[0, 0].set_ylabel("%", fontsize=8)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=8, frameon=False)
+    for axis in axes[::ACROSS]:
+        axis.set_ylabel("% of all choices", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", fontsize=8, frameon=False)
     return figure
 
 
 def by_class(layers: Layers, classes: Sequence[str]) -> Figure:
     """Of each class, the share of choices that goes to each expert; the title says how much that tells."""
-    width = max(3.6, 0.32 * max(layer.experts for layer in layers.values()) + 1.2)
-    figure, axes = _figure(
-        width * len(layers),
-        1.2 + 0.26 * max(6, min(len(classes), 40)),
-        "Which experts a class's tokens choose",
-        ncols=len(layers),
-        sharey=True,
-    )
+    width = max(3.4, 0.2 * max(layer.experts for layer in layers.values()) + 1.2)
+    height = 0.9 + 0.24 * max(6, min(len(classes), 40))
+    figure, axes = _panels(layers, width, height, "Which experts a class's tokens choose", sharey=True)
     tables = [layer.by_class() for layer in layers.values()]
     shares = [100 * table / table.sum(1, keepdim=True).clamp(min=1) for table in tables]
     most = max(float(share.max()) for share in shares)
-    for axis, layer, share in zip(axes[0], layers.values(), shares, strict=True):
+    for axis, layer, share in zip(axes, layers.values(), shares, strict=True):
         shown = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
         numbers = layer.numbers()
         axis.set_title(
-            f"block {layer.block}: information {numbers['class_mi']:.3f} nats\n"
+            f"{layer.label}: information {numbers['class_mi']:.3f} nats\n"
             f"(by chance {numbers['class_mi_chance']:.3f}, at most {math.log(min(layer.experts, len(classes))):.2f})",
             fontsize=8,
         )
         axis.set_xlabel("expert", fontsize=8)
-        axis.set_xticks(range(0, layer.experts, max(1, layer.experts // 8)))
+        _experts(axis, layer.experts)
         axis.tick_params(labelsize=8, colors=INK)
     if len(classes) <= 40:
-        axes[0, 0].set_yticks(range(len(classes)), labels=list(classes))
-    figure.colorbar(shown, ax=list(axes[0]), label="% of the class's choices", shrink=0.8)
+        axes[0].set_yticks(range(len(classes)), labels=[_short(name, 16) for name in classes])
+    _scale(figure, shown, axes, "% of the class's choices")
     return figure
 
 
 def entropies(layers: Layers) -> Figure:
     """How sure routers are of a token, how evenly they use experts overall, and what is dropped."""
-    figure, axes = _figure(7.5, 2.8, "Routing entropy and dropped choices", ncols=2, width_ratios=(2, 1))
+    size = max(7.5, 1.1 * len(layers))
+    figure, axes = _figure(size, 2.8, "Routing entropy and dropped choices", ncols=2, width_ratios=(2, 1))
     at = np.arange(len(layers))
     numbers = [layer.numbers() for layer in layers.values()]
-    names = [f"block {layer.block}" for layer in layers.values()]
+    names = [f"{layer.label}" for layer in layers.values()]
     for shift, key, label, colour in (
         (-0.2, "token_entropy", "of a token", "#4477aa"),
         (0.2, "marginal_entropy", "of all tokens together", "#ddaa33"),
@@ -114,7 +134,7 @@ def entropies(layers: Layers) -> Figure:
         axes[0, 0].bar(at + shift, [found[key] for found in numbers], 0.38, label=label, color=colour)
     axes[0, 0].set_ylim(0, 1.25)
     axes[0, 0].set_yticks((0, 0.5, 1))
-    axes[0, 0].set_ylabel("share of ln E", fontsize=8)
+    axes[0, 0].set_ylabel("entropy; 1: all experts alike", fontsize=8)
     axes[0, 0].legend(fontsize=8, frameon=False, ncols=2, loc="upper center")
     axes[0, 1].bar(at, [100 * found["dropped"] for found in numbers], 0.5, color="#cc6677")
     axes[0, 1].set_ylabel("dropped choices, %", fontsize=8)
@@ -122,7 +142,9 @@ def entropies(layers: Layers) -> Figure:
     if not any(found["dropped"] for found in numbers):
         axes[0, 1].text(0.5, 0.5, "none", transform=axes[0, 1].transAxes, ha="center", fontsize=9, color=QUIET)
     for axis in axes[0]:
-        axis.set_xticks(at, labels=names)
+        axis.set_xticks(
+            at, labels=names, rotation=0 if len(layers) <= 3 else 45, ha="center" if len(layers) <= 3 else "right"
+        )
         axis.set_xlim(-0.6, len(layers) - 0.4)
         _plain(axis)
     return figure
@@ -130,20 +152,22 @@ def entropies(layers: Layers) -> Figure:
 
 def together(layers: Layers) -> Figure:
     """Of the tokens that choose one expert, the share that chooses another as well."""
-    figure, axes = _figure(3.4 * len(layers) + 0.6, 3.4, "Experts that are chosen together", ncols=len(layers))
-    for axis, layer in zip(axes[0], layers.values(), strict=True):
-        alone = layer.together.diagonal().clamp(min=1)
-        share = 100 * layer.together / alone[:, None]
+    figure, axes = _panels(layers, 3.3, 3.2, "Experts that are chosen together")
+    shares = [100 * layer.together / layer.together.diagonal().clamp(min=1)[:, None] for layer in layers.values()]
+    for share in shares:
         share.fill_diagonal_(torch.nan)
-        shown = axis.imshow(share.numpy(), cmap="Purples", vmin=0, vmax=100, interpolation="nearest")
-        axis.set_title(f"block {layer.block}: {layer.top_k} of {layer.experts}", fontsize=9)
-        ticks = range(0, layer.experts, max(1, layer.experts // 8))
-        axis.set_xticks(ticks)
-        axis.set_yticks(ticks)
-        axis.set_xlabel("also this expert", fontsize=8)
+    most = max(1.0, *(float(share.nan_to_num().max()) for share in shares))
+    for axis, layer, share in zip(axes, layers.values(), shares, strict=True):
+        axis.set_facecolor("#dddddd")  # an expert with itself
+        shown = axis.imshow(share.numpy(), cmap="Purples", vmin=0, vmax=most, interpolation="nearest")
+        axis.set_title(f"{layer.label}: {layer.top_k} of {layer.experts}", fontsize=9)
+        _experts(axis, layer.experts)
+        _experts(axis, layer.experts, "y")
+        axis.set_xlabel("choose this one too", fontsize=8)
         axis.tick_params(labelsize=8, colors=INK)
-    axes[0, 0].set_ylabel("of the tokens of expert", fontsize=8)
-    figure.colorbar(shown, ax=list(axes[0]), label="%", shrink=0.8)
+    for axis in axes[::ACROSS]:
+        axis.set_ylabel("of the tokens of this expert", fontsize=8)
+    _scale(figure, shown, axes, "% of the expert's tokens")
     return figure
 
 
@@ -164,7 +188,7 @@ def patches(seen: Observed, classes: Sequence[str]) -> Figure:
             coloured = expert_colours(layer.experts)[layer.patches[column].numpy()]
             axes[row, column].imshow(_over(coloured, image), interpolation="nearest")
     for row, layer in enumerate(layers.values(), start=1):
-        axes[row, 0].set_ylabel(f"block {layer.block}", fontsize=8, color=INK)
+        axes[row, 0].set_ylabel(f"{layer.label}", fontsize=8, color=INK)
     _legend(figure, max(layer.experts for layer in layers.values()))
     for axis in axes.flat:
         axis.set_xticks(())

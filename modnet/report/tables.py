@@ -197,7 +197,7 @@ PLAN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("stage", "stage", str),
     ("network", "network", str),
     ("model", "model", str),
-    ("images", "images", str),
+    ("inputs", "inputs", str),
     ("verb", "verb", str),
     ("state", "state", str),
     ("epochs", "epochs", str),

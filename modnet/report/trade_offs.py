@@ -19,10 +19,11 @@ from modnet.evaluation.throughput import throughput
 from modnet.experiment import inputs_of_run
 from modnet.layers.adapters import see
 from modnet.layers.dispatch import Order
+from modnet.layers.head_experts import HeadExperts
 from modnet.methods.base import NETWORK, Inputs
 from modnet.report.routing import sparse_stages
 from modnet.store import atomic_file, atomic_write_json
-from modnet.surgery.conversion import expert_blocks
+from modnet.surgery.conversion import expert_blocks, head_blocks
 from modnet.surgery.rerouting import rerouted
 
 if TYPE_CHECKING:
@@ -77,8 +78,17 @@ def _points(inputs: Inputs, stage: str) -> list[Point]:
 
 
 def ways(chain: Chain) -> Iterator[tuple[int, float | None, Order]]:
-    """K, capacity and order: every K without a limit, then every capacity and order at the K of training."""
-    moe = next(iter(expert_blocks(chain).values())).moe
+    """K, capacity and order: every K without a limit, then every capacity and order at the K of training.
+
+    Heads that are experts have no capacities.
+    """
+    held = expert_blocks(chain)
+    if not held:
+        heads = next(iter(head_blocks(chain).values())).attn
+        assert isinstance(heads, HeadExperts)
+        yield from ((k, None, "choice-major") for k in range(1, heads.count + 1))
+        return
+    moe = next(iter(held.values())).moe
     if moe.params.name != "expert-choice":
         choices = {1, 2, moe.top_k, *(2**i for i in range(moe.count.bit_length())), moe.count}
         yield from ((k, None, "choice-major") for k in sorted(choices) if k <= moe.count)
@@ -136,7 +146,10 @@ def drawn(points: Sequence[Point], stage: str) -> Figure:
         line = [p for p in points if p.capacity is not None and p.order == order]
         places.plot([p.capacity for p in line], [p.top1 for p in line], marker="o", color=colour, label=ORDERS[order])
     places.set_xlabel("capacity, times an even share", fontsize=8)
-    places.legend(fontsize=8, frameon=False, loc="lower right")
+    if len(by_k) < len(points):
+        places.legend(fontsize=8, frameon=False, loc="lower right")
+    else:
+        places.text(0.5, 0.5, "nothing is ever dropped", transform=places.transAxes, ha="center", fontsize=8)
     macs.set_ylabel("top-1 on val, %", fontsize=8)
     for axis in (macs, time, places):
         axis.tick_params(labelsize=8)

@@ -13,10 +13,12 @@ from torch.nn.utils import parametrize
 from modnet.chain import Chain, Pass, describe, rebuild
 from modnet.errors import RequestError
 from modnet.layers.expert_attention import ExpertAttention
-from modnet.layers.moe import MoE, StackedLinear
+from modnet.layers.head_experts import HeadExperts
+from modnet.layers.moe import MoE
+from modnet.layers.stacked import StackedLinear
 from modnet.randomness import Key
 
-Mixture = MoE | ExpertAttention
+Mixture = MoE | ExpertAttention | HeadExperts
 Place = tuple[int, str]  # a leaf's position, and the name of the mixture in it
 ROWS = ("gate", "spread")  # linear layers of a router that have a row for each expert
 
@@ -33,7 +35,7 @@ def mixtures(chain: Chain) -> dict[Place, Mixture]:
     for position, leaf in enumerate(chain.leaves):
         for name in getattr(leaf, "holds", {}):
             part = getattr(leaf, name)
-            assert isinstance(part, MoE | ExpertAttention)
+            assert isinstance(part, Mixture)
             found[position, name] = part
     if not found:
         raise RequestError("the network has no experts; this stage is for networks such as vmoe or moduleformer")
@@ -81,6 +83,7 @@ def pruned(chain: Chain, kept: Mapping[Place, list[int]], rows: Literal["keep", 
         quiet = range(old.count, old.count + _silent(old))
         for (_, target, router), (_, source, _) in zip(_tables(new), _tables(old), strict=True):
             target.data.copy_(source.data[[*live, *lost, *quiet] if router else live])
+        _settle(new)
     return smaller
 
 
@@ -94,7 +97,13 @@ def grown(chain: Chain, added: int, key: Key) -> Chain:
         for (_, target, _), (_, source, _) in zip(_tables(new), _tables(old), strict=True):
             target.data[: old.count] = source.data[: old.count]
             target.data[old.count + added :] = source.data[old.count :]
+        _settle(new)
     return larger
+
+
+def _settle(part: Mixture) -> None:
+    if not isinstance(part, ExpertAttention):
+        part.settle()
 
 
 class NewRows(nn.Module):

@@ -8,9 +8,11 @@ import torch
 
 from modnet.chain import Chain
 from modnet.errors import RequestError
+from modnet.layers.block import AttentionBlock
 from modnet.layers.dispatch import Order
+from modnet.layers.head_experts import HeadExperts
 from modnet.layers.moe import MoEBlock
-from modnet.surgery.conversion import expert_blocks
+from modnet.surgery.conversion import expert_blocks, head_blocks
 
 
 def rerouted(
@@ -22,12 +24,25 @@ def rerouted(
     """A copy of the chain for inference, whose tokens go to ``top_k`` experts with places of factor ``capacity``.
 
     ``capacity`` None drops nothing; what is left out stays as it is. Experts that share an output's bias among the K
-    that a token goes to (split networks) share it among the new K. Raises RequestError for more choices than experts.
+    that a token goes to (split networks) share it among the new K. Heads that are experts go to ``top_k`` where
+    there are no others, and drop nothing. Raises RequestError for more choices than experts.
     """
     twin = chain.cloned()
+    if top_k and not expert_blocks(twin):
+        for leaf in head_blocks(twin).values():
+            _attend_to(leaf, top_k)
     for block in expert_blocks(twin).values():
         _change(block, top_k or block.moe.top_k, capacity, order)
     return twin
+
+
+def _attend_to(block: AttentionBlock, top_k: int) -> None:
+    heads = block.attn
+    assert isinstance(heads, HeadExperts)
+    if top_k > heads.count:
+        raise RequestError(f"top_k {top_k} asks for more experts of heads than there are ({heads.count})")
+    heads.top_k = heads.gate.top_k = top_k
+    block.arguments |= {"attention_top_k": top_k}
 
 
 @torch.no_grad()

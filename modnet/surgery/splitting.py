@@ -18,6 +18,7 @@ from modnet.layers.moe import Experts, MoEBlock
 from modnet.randomness import Key
 from modnet.recipe.routing import Split
 from modnet.surgery.conversion import converted, expert_blocks
+from modnet.surgery.heads import joined_heads, split_heads
 
 ROUNDS, FACTOR = 100, 4096
 ALL_EXCHANGED, BEST_EXCHANGED = 64, 512  # keys: an exchange costs the square of their number
@@ -26,9 +27,12 @@ ALL_EXCHANGED, BEST_EXCHANGED = 64, 512  # keys: an exchange costs the square of
 def split(chain: Chain, to: Split, key: Key) -> Chain:
     """The network with its MLPs' hidden units clustered into experts; nothing is copied and nothing added.
 
-    With router avg-k and ``top_k`` equal to ``experts`` it computes what the dense network does. Raises RequestError
-    where hidden units do not divide into the experts, and as :func:`converted` does.
+    With ``part: attention`` the heads of attention are the experts (:func:`modnet.surgery.heads.split_heads`). With
+    router avg-k and ``top_k`` equal to ``experts`` it computes what the dense network does. Raises RequestError where
+    hidden units do not divide into the experts, and as :func:`converted` does.
     """
+    if to.part == "attention":
+        return split_heads(chain, to, key)
     return converted(chain, to.placement, lambda block, number: _block(block, to, key.fold("block", number)))
 
 
@@ -69,6 +73,8 @@ def balanced_clusters(keys: Tensor, clusters: int, key: Key) -> Tensor:
     """
     if len(keys) % clusters:
         raise RequestError(f"{len(keys)} hidden units do not divide into {clusters} experts of equal size")
+    if keys.is_meta:  # a plan: no key is near another
+        return torch.arange(len(keys), device="cpu") * clusters // len(keys)
     points = F.normalize(keys.double(), dim=1).cpu().numpy()
     starts = max(2, min(50, FACTOR // len(points)))
     found = [_clustered(points, clusters, key.fold("start", start)) for start in range(starts)]
@@ -150,9 +156,11 @@ def _spread_out(points: np.ndarray, clusters: int, key: Key) -> np.ndarray:
 def merged(chain: Chain) -> Chain:
     """The dense network of one that was split: its experts side by side in one MLP, whatever they have learned.
 
-    It computes what the split network does where every token goes to all experts with weight 1. Raises RequestError
+    Heads that are experts become one attention again. It computes what the split network does where every token goes
+    to all experts with weight 1. Raises RequestError
     for experts that are no parts of one MLP: those whose router weighs them.
     """
+    chain = joined_heads(chain)
     leaves = list(chain.leaves)
     for at, block in expert_blocks(chain).items():
         if not block.moe.gate.by_keys:

@@ -43,7 +43,7 @@ def test_all_pairs_are_counted_whatever_the_batch(random_images: Callable[..., A
     (found,) = seen.layers.values()
     assert (found.block, found.top_k) == (1, 2)
     assert found.pairs.sum(1).tolist() == [2 * 5] * 37  # a class token and four patches
-    assert torch.equal(found.pairs, again.layers[2].pairs)
+    assert torch.equal(found.pairs, again.layers["2"].pairs)
     assert torch.equal(found.together.diagonal(), found.pairs.sum(0))
     assert seen.labels.tolist() == [0, 0, 1, 1, 2, 2]
     ctx = Pass(wanted=frozenset({2}))

@@ -51,8 +51,9 @@ def test_a_block_is_two_residual_branches() -> None:
 
 
 def test_a_block_without_qkv_bias_has_none() -> None:
-    assert Block(12, 3, qkv_bias=False).attn.qkv.bias is None
-    assert Block(12, 3).attn.qkv.bias is not None
+    for biased in (False, True):
+        names = {name for name, _ in Block(12, 3, qkv_bias=biased).named_parameters()}
+        assert ("attn.qkv.bias" in names) == biased
 
 
 def test_declared_matrices_are_two_dimensional_and_divide(tiny: Tiny) -> None:

@@ -14,6 +14,7 @@ from modnet.chain import Chain, Pass, Port, describe, rebuild
 from modnet.errors import RequestError
 from modnet.layers.confidence import Cascade, dispersion, mixed, mowst_loss, mowst_star_loss
 from modnet.models.vit import vit
+from modnet.randomness import Key
 from modnet.recipe.models import ViT
 
 FEW = settings(max_examples=15, deadline=None)
@@ -72,6 +73,30 @@ def test_only_hard_images_go_to_the_large_network(kind: str) -> None:
     for cut, one in ((-math.inf, weak), (math.inf, strong)):
         leaf.threshold.fill_(cut)
         torch.testing.assert_close(Chain([leaf])(x), one)
+
+
+@FEW
+@given(st.integers(2, 6), st.integers(0, 999))
+def test_plain_scores_are_read_off_the_probabilities(classes: int, seed: int) -> None:
+    logits = 4 * Key.of(seed).normal(torch.arange(5), classes)
+    probs = logits.double().softmax(-1)
+    first, second = probs.topk(2).values.T
+    expected = {
+        "max-probability": first,
+        "margin": first - second,
+        "entropy": 1 + (probs * probs.log()).sum(-1) / math.log(classes),
+    }
+    for kind, score in expected.items():
+        leaf = Cascade(network(classes=classes), network(16, classes, seed=1), {"kind": kind})
+        assert not list(leaf.gate.parameters())
+        torch.testing.assert_close(leaf.score(logits).double().sigmoid(), score, atol=1e-6, rtol=1e-4)
+
+
+def test_nearly_certain_images_stay_apart() -> None:
+    leaf = Cascade(network(), network(16, seed=1), {"kind": "max-probability"})
+    logits = torch.zeros(3, 5)
+    logits[:, 0] = torch.tensor([19.0, 20.0, 21.0])  # all of probability 1 in float32
+    assert leaf.score(logits).diff().gt(0).all()
 
 
 def test_a_cascade_is_stored_with_its_threshold() -> None:

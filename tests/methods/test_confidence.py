@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modnet.chain import Pass
 from modnet.errors import RequestError
 from modnet.evaluation.accuracy import measure
 from modnet.evaluation.cascade import mean_macs, strong_share
 from modnet.evaluation.cost import cost
 from modnet.layers.confidence import Cascade
 from modnet.methods.confidence import ConfidenceRouting, Verdicts
-from modnet.recipe import RecipeError
+from modnet.planning import plan
+from modnet.recipe import RecipeError, load_recipe
 
 FEW = settings(max_examples=15, deadline=None)
 
@@ -71,6 +74,36 @@ def test_the_table_tells_what_the_large_network_is_asked(taught: Any) -> None:
     assert measure(taught.chain(inputs, "routed"), data.test, data).top1 == routed["top1"]
 
 
+@pytest.mark.parametrize("gate", ["max-probability", "{name: margin}", "entropy"])
+def test_a_plain_score_needs_its_threshold_alone(taught: Any, gate: str) -> None:
+    inputs = taught.run(BASE, ROUTED % f", gate: {gate}, epochs: 3", only="routed")
+    (leaf,) = taught.chain(inputs, "routed").leaves
+    for part, stage in ((leaf.weak, "weak"), (leaf.strong, "base")):
+        given = taught.chain(inputs, stage).state_dict()
+        assert all(torch.equal(t, given[name]) for name, t in part.state_dict().items())
+    result = inputs.store.result(inputs.keys["routed"])
+    metrics = result["metrics"]["network"]
+    assert metrics["top1"] >= result["strong_val_top1"] - 1 - 1e-9
+    assert result["images"] == 0
+    assert result["flops"] == {"student": 0, "passes": 0}
+    data = inputs.dataset("all")
+    assert 100 * strong_share(leaf, data.val, data) == pytest.approx(metrics["strong_share"])
+
+
+def test_a_network_may_learn_beside_a_plain_score(taught: Any) -> None:
+    inputs = taught.run(BASE, ROUTED % ", gate: entropy, learn: weak", only="routed")
+    (leaf,) = taught.chain(inputs, "routed").leaves
+    given = taught.chain(inputs, "weak").state_dict()
+    assert any(not torch.equal(t, given[name]) for name, t in leaf.weak.state_dict().items())
+
+
+def test_a_stage_that_trains_nothing_is_planned(taught: Any, tmp_path: Path) -> None:
+    recipe = load_recipe(taught.recipe_file, [BASE, ROUTED % ", gate: entropy"])
+    rows = {row["stage"]: row for row in plan(recipe, runs=tmp_path).stages}
+    assert rows["routed"]["flops"] == 0
+    assert rows["weak"]["flops"] > 0
+
+
 @pytest.mark.parametrize("learn", ["weak", "joint"])
 def test_what_learns_is_what_was_asked(taught: Any, learn: str) -> None:
     inputs = taught.run(BASE, ROUTED % f", learn: {learn}", only="routed")
@@ -78,6 +111,20 @@ def test_what_learns_is_what_was_asked(taught: Any, learn: str) -> None:
     for part, stage, learns in ((leaf.weak, "weak", True), (leaf.strong, "base", learn == "joint")):
         given = taught.chain(inputs, stage).state_dict()
         assert any(not torch.equal(t, given[name]) for name, t in part.state_dict().items()) == learns
+
+
+@pytest.mark.parametrize("loss", ["mowst", "mowst-star"])
+def test_asking_has_its_price(taught: Any, loss: str) -> None:
+    found, confidence = {}, torch.zeros(1)
+    for price in (0.0, 0.5):
+        inputs = taught.run(BASE, ROUTED % f", loss: {loss}, price: {price}", only="weak")
+        (job,) = ConfidenceRouting(inputs.recipe.stages["routed"], inputs).jobs()
+        (leaf,) = job.tracks[0].chain.eval().leaves
+        assert isinstance(leaf, Cascade)
+        batch = next(iter(job.batches.epoch(0, 0)))
+        found[price] = job.objective.eval()(batch, Pass())["network"]
+        confidence = leaf.both(batch.x, Pass())[2]
+    torch.testing.assert_close(found[0.5] - found[0.0], 0.5 * (1 - confidence).mean(), atol=1e-5, rtol=1e-4)
 
 
 def test_turns_train_the_small_network_and_then_the_large_one(taught: Any) -> None:
@@ -113,5 +160,7 @@ def test_wrong_requests(taught: Any) -> None:
         taught.run(BASE, other, ROUTED % ", data: two", only="routed")
     with pytest.raises(RecipeError, match="rounds belong to learn: turns"):
         taught.run(BASE, ROUTED % ", rounds: 2", only="routed")
+    with pytest.raises(RecipeError, match="gate margin is read off the probabilities and has no hidden"):
+        taught.run(BASE, ROUTED % ", gate: {name: margin, hidden: 4}", only="routed")
     with pytest.raises(RecipeError, match="no routing method is called 'confidance'"):
         taught.run("stages.routed={run: route, method: confidance}", only="base")

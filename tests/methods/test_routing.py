@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -75,6 +76,7 @@ def test_a_split_network_is_measured_and_trained_on(routed: Lab) -> None:
         ("stages.split.experts=5", "64 hidden units of dense's MLPs do not divide into 5 equal parts"),
         ("stages.split.placement=contiguous-last-5", "asks for blocks that a network of 4 blocks does not have"),
         ("models.dense.name=vmoe", "experts take the place of a vit's MLPs"),
+        ("stages.split.part=attention", "2 heads of dense do not divide into 8 experts"),
         ("stages.upcycled.top_k=1", "gives every token the weight 1"),
         ("stages.upcycled.method=upcylce", "did you mean 'upcycle'"),
     ],
@@ -103,5 +105,23 @@ def test_a_run_is_analysed_and_measured_at_other_settings(routed: Lab) -> None:
     assert [p.dropped for p in limited] == sorted(p.dropped for p in limited)
     assert limited[-1].macs < by_k[4].macs
     assert (run / "routing" / "split" / "trade-offs.png").is_file()
-    with pytest.raises(RequestError, match="base of .* has experts to look at; those that have are: on, split, tuned"):
+    with pytest.raises(RequestError, match="base of .* has experts to look at; those that have are: .*on, split"):
         analyse_run(run, of=["base"], console=quiet)
+
+
+def test_heads_of_attention_are_split_trained_and_looked_at(routed: Lab) -> None:
+    heads = (
+        "stages.heads={run: route, method: split, part: attention, from: split, placement: all, experts: 2, top_k: %d}"
+    )
+    inputs = routed.run(heads % 1, only="heads")
+    network = routed.chain(inputs, "heads")
+    trained, given = inputs.store.result(inputs.keys["heads"]), routed.chain(inputs, "heads", "before")
+    assert trained["dense_val_top1"] == inputs.store.result(inputs.keys["split"])["metrics"]["network"]["top1"]
+    assert any(not torch.equal(t, given.state_dict()[name]) for name, t in network.state_dict().items())
+    run, quiet = routed.folder / "routed" / "seed-0", Console(file=io.StringIO())
+    numbers = analyse_run(run, of=["heads"], console=quiet)["heads"]
+    assert list(numbers) == ["block 0 heads", "block 1 heads", "block 1", "block 2 heads", "block 3 heads", "block 3"]
+    assert all(len(found["load"]) == (2 if "heads" in name else 8) for name, found in numbers.items())
+    whole = routed.run(heads % 2, only="heads")
+    result = whole.store.result(whole.keys["heads"])
+    assert result["before_val_top1"] == result["dense_val_top1"]

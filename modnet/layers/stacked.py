@@ -1,0 +1,35 @@
+"""Linear layers of many experts, stacked."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from modnet.layers.dispatch import grouped_linear
+from modnet.layers.exchange import PerExpert, held
+
+
+class StackedLinear(PerExpert):
+    """A linear layer for each expert: weight (E, out, in), bias (E, out); each starts as torch's Linear does."""
+
+    bias: Tensor  # None where there is none, as in torch's Linear
+
+    def __init__(self, experts: int, given: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(given)
+        self.weight = nn.Parameter(torch.empty(experts, out, given).uniform_(-bound, bound))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(experts, out)) if bias else None)
+
+    def compute(self, x: Tensor, ends: Tensor) -> Tensor:
+        bias: Tensor | None = getattr(self, "bias", None)
+        weight, bias = held(self.weight), None if bias is None else held(bias)
+        parts: tuple[Tensor, Tensor, Tensor | None]
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
+            dtype = torch.get_autocast_dtype(x.device.type)
+            parts = (x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        else:
+            parts = (x.to(weight.dtype), weight, bias)
+        out: Tensor = grouped_linear(*parts, ends)
+        return out
