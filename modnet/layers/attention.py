@@ -25,12 +25,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        joined: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """With ``first`` only so many tokens, from the first on, look at all the others: (B, first, width)."""
+        # Cut along the last axis, so that gradients of the parts are put side by side in one copy.
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        mixed = F.scaled_dot_product_attention(q if first is None else q[:, :, :first], k, v)
+        joined: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return joined
 
 

@@ -37,14 +37,16 @@ class AttentionBlock(Module):
         """The second branch: normed tokens (B, N, width) to the same."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        """Tokens (B, N, width) to the same; in training a sample may skip a branch."""
+    def forward(self, x: Tensor, ctx: Pass, first: int | None = None) -> Tensor:
+        """Tokens (B, N, width) to the same, or with ``first`` to so many of them; a sample may skip a branch."""
         factor = survival(self, self.drop_path, x, ctx, branches=2)
+        mixed = self.attn(self.norm1(x), first)
+        x = x if first is None else x[:, :first]
         if factor is None:
-            x = x + self.attn(self.norm1(x))
+            x = x + mixed
             x = x + self.feed(self.norm2(x), ctx)
         else:
-            x = x + factor[0] * self.attn(self.norm1(x))
+            x = x + factor[0] * mixed
             x = x + factor[1] * self.feed(self.norm2(x), ctx)
         return x
 
@@ -55,6 +57,8 @@ class Block(AttentionBlock):
     ``drop_path`` is the probability that a sample skips a residual branch while training. ``prefix`` (class tokens)
     and ``grid`` (patches down, across) are only declared in the ports; None fits any.
     """
+
+    narrows = True
 
     def __init__(
         self,
