@@ -24,7 +24,7 @@ from modnet.engine.checkpoint import Best, Checkpoint, Checkpoints, Progress, fo
 from modnet.engine.choices import Choice, choose, describe
 from modnet.engine.compiling import compiled
 from modnet.engine.interrupts import Interrupts
-from modnet.engine.job import Job
+from modnet.engine.job import Apart, Job
 from modnet.engine.muon import Muon
 from modnet.engine.outcome import Outcome
 from modnet.engine.parallel import share_of, spread, unsynced
@@ -87,8 +87,8 @@ class _Loop:
         self.learning = False  # whether the objective is in training mode
 
     def _obey(self, choices: dict[str, Choice]) -> None:
-        self.autocast = choices["dtype"].value == "bf16"
-        if self.autocast:
+        self.half = choices["dtype"].value == "bf16"
+        if self.half:
             cast_frozen(self.job.objective, torch.bfloat16)
         compiles = bool(choices["compile"].value)
         self.objective = spread(compiled(self.job.objective) if compiles else self.job.objective, self.team)
@@ -247,14 +247,37 @@ class _Loop:
             # Gradients are averaged over the ranks, whose shares together are the batch.
             share = self.team.size * len(part) / self.job.batches.batch_size
             with unsynced(self.objective, wanted=part is not parts[-1]):
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                    losses = self.objective(part, Pass(key, part.ids, part.extra, progress=progress))
-                stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
-                stacked.sum().backward()
-            total += stacked.detach() / self.team.size
+                found: dict[str, Tensor] = {}
+                for losses in self._losses(part, Pass(key, part.ids, part.extra, progress=progress)):
+                    weighted = {name: loss.float() * share for name, loss in losses.items()}
+                    torch.stack(list(weighted.values())).sum().backward()
+                    found |= {name: loss.detach() for name, loss in weighted.items()}
+            total += torch.stack([found[track.name] for track in self.tracks]) / self.team.size
         self.losses += total
         # Where the first bad loss was is noted without waiting for the device.
         self.bad = torch.where((self.bad < 0) & ~total.isfinite(), step, self.bad)
+
+    def _losses(self, part: Batch, ctx: Pass) -> Iterator[dict[str, Tensor]]:
+        """The losses by track, in the groups in which their graphs hang together: each is then gone before the next.
+
+        Gradients are the same bits, and memory is that of one group. An objective that is wrapped has but one group.
+        """
+        objective = self.objective
+        if objective is not self.job.objective or not isinstance(objective, Apart):
+            with self._autocast():
+                losses = objective(part, ctx)
+            yield losses
+            return
+        groups = objective.apart(part, ctx)
+        while True:
+            with self._autocast():
+                found = next(groups, None)
+            if found is None:
+                return
+            yield found
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         return {name: norm for track in self.tracks for name, norm in track.gradient_norms().items()}
@@ -282,7 +305,7 @@ class _Loop:
             raise RunFailed(
                 f"{where} of track {track.name} is not a finite number (learning rate {track.lr:.3g}). {kept}"
                 f"Try a smaller learning rate (optimizer.lr={track.lr / 3:.2g}), a longer schedule.warmup, "
-                f"clip=1.0{', or dtype=fp32' if self.autocast else ''}."
+                f"clip=1.0{', or dtype=fp32' if self.half else ''}."
             )
 
     # Validation and checkpoints
