@@ -12,6 +12,7 @@ import copy
 import functools
 import importlib
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -74,11 +75,16 @@ class Module(nn.Module):
     ``role`` is ``stem``, ``block``, ``head`` or ``stitch``; cutting counts blocks. The constructor's arguments are
     kept as :attr:`arguments`, so that any chain can be written as data and built again; they must be plain values,
     ports, or chains of such leaves.
+
+    ``reads``: of tokens it reads only so many, the first ones; None: all. ``narrows``: its ``forward`` takes ``first``
+    as well, and then gives so many tokens, whose values are the same up to rounding.
     """
 
     takes: Port | None = None
     gives: Port | None = None
     role: str = "block"
+    reads: int | None = None
+    narrows: bool = False
     arguments: dict[str, Any]
     is_frozen: bool = False
 
@@ -222,10 +228,19 @@ class Chain(nn.Module):
             ctx.shared = self.shared_part
         for position, leaf in enumerate(self.leaves):
             ctx.leaf = position
-            x = leaf(x, ctx)
+            first = self._needed.get(position)
+            # On the meta device costs are counted: those of all tokens, as networks are compared.
+            whole = first is None or position in ctx.wanted or x.is_meta
+            x = leaf(x, ctx) if whole else leaf(x, ctx, first=first)
             if position in ctx.wanted:
                 ctx.taps[position] = x
         return x
+
+    @functools.cached_property
+    def _needed(self) -> dict[int, int]:
+        """How many tokens are needed of those leaves that can give some alone, as the next leaf reads no more."""
+        pairs = enumerate(itertools.pairwise(self.leaves))
+        return {at: right.reads for at, (left, right) in pairs if left.narrows and right.reads is not None}
 
     def train(self, mode: bool = True) -> Self:
         """As for any module, but what is frozen stays in eval, the shared part included."""

@@ -9,14 +9,15 @@ the module, so that gradients of the meta's tail are computed and never used: ``
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from modnet.bench.networks import BATCH, network, random_data, run_job
-from modnet.bench.pairs import Comparison, compare
-from modnet.chain import Chain
+from modnet.bench.pairs import Aim, Call, Comparison, Finding, faster, turns
+from modnet.chain import Chain, Pass
 from modnet.data.loaders import TrainBatches
 from modnet.engine.batch import Batches
 from modnet.engine.losses import base_loss, blend, kd_term
@@ -28,9 +29,28 @@ from modnet.recipe.stages import M2mkd, Replaying
 from modnet.recipe.training import AdamW, Crop, Flip, Schedule
 from modnet.surgery.stitching import stitched
 
-CASES = {"K = 4, teacher 2 blocks": (4, 2), "K = 10, teacher 3 blocks": (10, 3)}
 STEPS = 8
 AUGMENT = (Crop(), Flip())
+Student = tuple[int, int]  # width and seed
+STUDENT: Student = (48, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """How many modules, teacher blocks in each, and what is to be reached."""
+
+    count: int
+    blocks: int
+    fused: Aim
+    replayed: Aim
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return f"K = {self.count}, teacher {self.blocks} blocks"
+
+
+CASES = (Case(4, 2, faster(1.15), faster(1.7)), Case(10, 3, faster(1.25), faster(2.0)))
 
 
 class Phase:
@@ -38,7 +58,7 @@ class Phase:
 
     def __init__(self, count: int, blocks: int, steps: int = STEPS) -> None:
         self.meta, self.teacher = network(64, (1,) * count), network(64, (blocks,) * count, seed=1)
-        self.student = network(48, (1,) * count, seed=2)
+        self.count = count
         self.stage = M2mkd(
             data="d",
             student="s",
@@ -47,16 +67,23 @@ class Phase:
             optimizer=AdamW(weight_decay=0.0),
             schedule=Schedule(name="constant", warmup=0),
         )
-        self.batches = TrainBatches(random_data(steps * BATCH), BATCH, Key.of(0), AUGMENT)
+        self.data = random_data(steps * BATCH)
+        self.batches = self.batches_of(0)
 
-    def learners(self) -> dict[int, Chain]:
-        """Students between stitches, untrained."""
-        with Key.of(0, "bench stitches").forked():
-            return {i: stitched(module.cloned(), self.meta, i) for i, module in enumerate(self.student)}
+    def batches_of(self, seed: int) -> TrainBatches:
+        """The training batches in the order and with the augmentation of a seed."""
+        return TrainBatches(self.data, BATCH, Key.of(seed), AUGMENT)
 
-    def fused(self, batches: Batches | None = None) -> None:
+    def learners(self, student: Student = STUDENT) -> dict[int, Chain]:
+        """A student's modules between stitches, untrained."""
+        width, seed = student
+        modules = network(width, (1,) * self.count, seed=seed)
+        with Key.of(seed, "bench stitches").forked():
+            return {i: stitched(module, self.meta, i) for i, module in enumerate(modules)}
+
+    def fused(self, batches: Batches | None = None, student: Student = STUDENT) -> None:
         """All modules at once by the trainer; with replayed batches neither teacher nor its tails are computed."""
-        chains = self.learners()
+        chains = self.learners(student)
         objective = M2mkdObjective(self.meta, self.teacher, chains, self.stage)
         run_job(objective, {module_name(i): c for i, c in chains.items()}, batches or self.batches, self.stage)
 
@@ -71,34 +98,54 @@ class Phase:
         """One module after another, everything that is frozen computed anew."""
         for i, learner in self.learners().items():
             behind = self.meta[i + 1 :]
-            tail: nn.Module = behind.cloned() if tail_gradients else behind.frozen()
+            tail = behind.cloned() if tail_gradients else behind.frozen()
             front, teacher = self.meta[:i].frozen(), self.teacher[i].frozen()
             optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
             for batch in self.batches.epoch(0):
                 with torch.no_grad():
-                    entering = front(batch.x)
-                    target = tail(teacher(entering))
-                logits = tail(learner(entering))
+                    entering = in_full(front, batch.x)
+                    target = in_full(tail, in_full(teacher, entering))
+                logits = in_full(tail, in_full(learner, entering))
                 term = kd_term(logits, target, self.stage.tau, self.stage.kind, self.stage.kd_norm)
                 optimizer.zero_grad()
                 blend(base_loss(batch, logits), term, self.stage.alpha).backward()
                 optimizer.step()
 
 
-def modules(repeats: int) -> list[Comparison]:
+def in_full(chain: Chain, x: Tensor) -> Tensor:
+    """A chain leaf by leaf, each for all tokens, as the published code computes it."""
+    ctx = Pass()
+    for ctx.leaf, leaf in enumerate(chain.leaves):
+        x = leaf(x, ctx)
+    return x
+
+
+def modules(repeats: int) -> list[Finding]:
     """Fused and replayed against one module after another; K = 4 and K = 10."""
-    found = []
-    for name, (count, blocks) in CASES.items():
-        phase = Phase(count, blocks)
-        published = ("as published", lambda p=phase: p.published(True))
-        frozen = ("module after module, frozen tail", lambda p=phase: p.published(False))
-        fused = ("all modules at once", lambda p=phase: p.fused())
-        with tempfile.TemporaryDirectory() as home:
-            batches = phase.replayed(Path(home))
-            replayed = ("all at once, replayed teacher", lambda p=phase, b=batches: p.fused(b))
-            found += [
-                compare(f"modules fused, {name}", fused, published, repeats),
-                compare(f"modules fused, frozen tail, {name}", fused, frozen, repeats),
-                compare(f"modules replayed, {name}", replayed, published, repeats),
-            ]
-    return found
+    return [finding for case in CASES for finding in _case(case, repeats)]
+
+
+def _case(case: Case, repeats: int) -> list[Comparison]:
+    phase = Phase(case.count, case.blocks)
+    with tempfile.TemporaryDirectory() as home:
+        stored = phase.replayed(Path(home))
+        calls: list[Call] = [
+            lambda: phase.published(True),
+            lambda: phase.published(False),
+            phase.fused,
+            lambda: phase.fused(stored),
+        ]
+        published, frozen, fused, replayed = turns(calls, repeats)
+    name, together, plain = case.name, "all modules at once", "module after module, "
+    return [
+        Comparison(f"modules fused, {name}", together, f"{plain}as published", fused, published, case.fused),
+        Comparison(f"modules fused, frozen tail, {name}", together, f"{plain}frozen tail", fused, frozen),
+        Comparison(
+            f"modules replayed, {name}",
+            f"{together}, replayed",
+            f"{plain}as published",
+            replayed,
+            published,
+            case.replayed,
+        ),
+    ]

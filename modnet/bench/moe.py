@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modnet.bench.pairs import Comparison, compare
+from modnet.bench.pairs import Finding, Measure, Skipped, compare, faster, turns, within
 from modnet.chain import Pass
+from modnet.layers.dispatch import dispatch, plan
 from modnet.layers.mlp import MLP
 from modnet.layers.moe import MoE
 from modnet.randomness import Key
 
 TOKENS, WIDTH, HIDDEN, EXPERTS = 8192, 384, 1536, 8
+NARROW = 64
+DENSE = {  # dtype and experts of a token: how much longer than a dense perceptron at most
+    (torch.float32, 1): within(1.03),
+    (torch.float32, 2): within(1.05),
+    (torch.bfloat16, 1): within(1.15),
+    (torch.bfloat16, 2): within(1.15),
+}
 
 
 class OneHot(nn.Module):
@@ -40,20 +49,87 @@ class OneHot(nn.Module):
         return torch.einsum("tec,ecd->td", weights, given).view(x.shape)
 
 
-def moe(repeats: int) -> list[Comparison]:
-    """Top 1 and top 2 of 8 experts in float32 and bfloat16; one-hot products, which are far slower, once."""
-    found = []
-    for dtype in (torch.float32, torch.bfloat16):
-        for top_k in (1, 2):
-            x = torch.randn(32, TOKENS // 32, WIDTH, generator=Key.of(0).generator()).to(dtype).requires_grad_()
-            layer, dense = _layers(top_k, dtype)
-            name = f"moe top {top_k} {str(dtype).removeprefix('torch.')}"
-            ours = (f"{EXPERTS} experts, sorted", _step(lambda x, m=layer: m(x, Pass()), x))  # type: ignore[misc]
-            found.append(compare(name, ours, ("dense MLP of equal FLOPs", _step(dense, x)), repeats))
+def moe(repeats: int) -> list[Finding]:
+    """Top 1 and top 2 of 8 experts in float32 and bfloat16; Mixtral's layer; one-hot products; what routing takes."""
+    found: list[Finding] = []
+    for (dtype, top_k), aim in DENSE.items():
+        x = _tokens(32, TOKENS // 32, WIDTH).to(dtype).detach().requires_grad_()
+        layer, dense = _layers(top_k, dtype)
+        name = f"moe top {top_k} {str(dtype).removeprefix('torch.')}"
+        ours = (f"{EXPERTS} experts, sorted", _step(_passing(layer), x))
+        found.append(compare(name, ours, ("dense MLP of equal FLOPs", _step(dense, x)), repeats, aim))
+    return [*found, mixtral(repeats), one_hot(repeats), routing(repeats)]
+
+
+def mixtral(repeats: int) -> Finding:
+    """SwiGLU experts, top 2 of 8, against the sparse block of Hugging Face's Mixtral as that library runs it."""
+    name = "moe Mixtral"
+    try:
+        theirs = only_tokens(mixtral_block(WIDTH, HIDDEN, EXPERTS, 2))
+    except ImportError:
+        return Skipped(name, "transformers is not installed")
+    x = _tokens(32, TOKENS // 32, WIDTH)
+    ours = (f"{EXPERTS} SwiGLU experts, sorted", _step(_passing(swiglu_layer(WIDTH, HIDDEN, EXPERTS, 2)), x))
+    return compare(name, ours, ("transformers' Mixtral block", _step(theirs, x)), repeats, faster(1.0))
+
+
+def mixtral_block(width: int, hidden: int, experts: int, top_k: int) -> Any:
+    """The library's block, with small random weights; raises ImportError where transformers is not installed."""
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    sizes = {"hidden_size": width, "intermediate_size": hidden}
+    with Key.of(0, "bench mixtral").forked():
+        block = MixtralSparseMoeBlock(MixtralConfig(**sizes, num_local_experts=experts, num_experts_per_tok=top_k))
+    for parameter in block.parameters():  # some of which the library leaves uninitialised
+        parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=Key.of(0).generator()))
+    return block.train()
+
+
+def only_tokens(block: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Tokens (B, N, width) to the same; some versions of the block give their router's logits as well."""
+
+    def forward(x: Tensor) -> Tensor:
+        out = block(x)
+        tokens: Tensor = out[0] if isinstance(out, tuple) else out
+        return tokens
+
+    return forward
+
+
+def swiglu_layer(width: int, hidden: int, experts: int, top_k: int) -> MoE:
+    """Our layer of the same kind: softmax over all experts, the top ones renormalised, no biases."""
+    with Key.of(0, "bench moe").forked():
+        return MoE(width, hidden, experts, top_k, {"name": "renormalised"}, "swiglu", bias=False)
+
+
+def one_hot(repeats: int) -> Finding:
+    """Products with one-hot matrices, which are far slower, on fewer tokens."""
     layer, _ = _layers(2, torch.float32)
-    x = torch.randn(8, 128, WIDTH, generator=Key.of(0).generator()).requires_grad_()
-    slow, ours = OneHot(layer), ("8 experts, sorted, 1024 tokens", _step(lambda x: layer(x, Pass()), x))
-    return [*found, compare("moe one-hot", ours, ("one-hot products", _step(lambda x: slow(x, Pass()), x)), repeats)]
+    x = _tokens(8, 128, WIDTH)
+    slow = OneHot(layer)
+    ours = (f"{EXPERTS} experts, sorted, {8 * 128} tokens", _step(_passing(layer), x))
+    return compare("moe one-hot", ours, ("one-hot products", _step(_passing(slow), x)), repeats, faster(8))
+
+
+def routing(repeats: int) -> Finding:
+    """What share of a narrow layer's time is not spent in its experts: gate, sorting, dispatch and combining."""
+    with Key.of(0, "bench moe").forked():
+        layer = MoE(NARROW, 4 * NARROW, EXPERTS, 2, {"name": "top-k-softmax"})
+    x = _tokens(32, TOKENS // 32, NARROW)
+    where = plan(layer.gate(x.detach().flatten(0, 1)).indices, EXPERTS)
+    rows = dispatch(x.detach().flatten(0, 1), where).requires_grad_()
+    whole, inside = turns([_step(_passing(layer), x), _step(lambda r: layer.experts(r, where.ends), rows)], repeats)
+    shares = tuple(1 - experts / all_of_it for all_of_it, experts in zip(whole, inside, strict=True))
+    return Measure("moe routing", f"router, sorting and combining at width {NARROW}", "of the layer's time", shares)
+
+
+def _tokens(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=Key.of(0).generator()).requires_grad_()
+
+
+def _passing(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: layer(x, Pass())
 
 
 def _layers(top_k: int, dtype: torch.dtype) -> tuple[MoE, MLP]:

@@ -1,41 +1,34 @@
-"""What is measured, by name: each subject gives comparisons; baselines are written plainly and fairly."""
+"""What is measured, by name: each subject gives findings; baselines are written plainly and fairly."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
+from modnet.bench.arithmetic import bf16, efficiency
+from modnet.bench.loading import loader
 from modnet.bench.modules import modules
 from modnet.bench.moe import moe
-from modnet.bench.pairs import Comparison, compare
+from modnet.bench.pairs import Finding
 from modnet.bench.scaling import scaling
-from modnet.bench.steps import checkpoint, loader, step
+from modnet.bench.script import timm_script
+from modnet.bench.startup import memory, startup
+from modnet.bench.steps import checkpoint, step
+from modnet.bench.sweeps import sweep
 from modnet.bench.teachers import teacher_cache
 
-
-def startup(repeats: int) -> list[Comparison]:
-    """``modnet --help`` and ``modnet validate`` against starting Python with the libraries that they need."""
-
-    def python(*arguments: str) -> Callable[[], object]:
-        return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-
-    bare = ("import typer", python("-c", "import typer"))
-    libraries = ("import typer, pydantic, yaml", python("-c", "import typer, pydantic, yaml"))
-    validate = python("-m", "modnet", "validate", "fashion-mnist/m2mkd")
-    return [
-        compare("startup --help", ("modnet --help", python("-m", "modnet", "--help")), bare, repeats),
-        compare("startup validate", ("modnet validate", validate), libraries, repeats),
-    ]
-
-
-SUBJECTS: dict[str, Callable[[int], list[Comparison]]] = {
+SUBJECTS: dict[str, Callable[[int], list[Finding]]] = {
     "startup": startup,
     "loader": loader,
     "step": step,
     "checkpoint": checkpoint,
     "modules": modules,
     "teacher-cache": teacher_cache,
+    "sweep": sweep,
     "moe": moe,
+    "bf16": bf16,
+    "efficiency": efficiency,
     "scaling": scaling,
+    "timm-script": timm_script,
+    "memory": memory,
 }
+SLOW = ("memory",)  # only when it is asked for

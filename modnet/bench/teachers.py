@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from modnet.bench.networks import BATCH, network, random_data, run_job
-from modnet.bench.pairs import Comparison, compare
+from modnet.bench.pairs import Finding, compare
 from modnet.data.loaders import TrainBatches
 from modnet.engine.batch import Batches
 from modnet.methods.replaying import Filler, ReplayedBatches
@@ -18,7 +18,7 @@ from modnet.recipe.training import AdamW, Crop, Flip, MixupOrCutMix, Schedule
 STEPS = 8
 
 
-def teacher_cache(repeats: int) -> list[Comparison]:
+def teacher_cache(repeats: int) -> list[Finding]:
     """A student of 4 narrow blocks, a teacher of 8; filling the store counts once, in a comparison of its own."""
     constant = Schedule(name="constant", warmup=0)
     stage = HintonKD(data="d", student="s", teacher="t", optimizer=AdamW(), schedule=constant)
@@ -40,7 +40,7 @@ def teacher_cache(repeats: int) -> list[Comparison]:
             student(filled(Path(home), "fp32"))
 
     live = ("live teacher", lambda: student(batches))
-    found = []
+    found: list[Finding] = []
     for store in ("fp32", "fp16", "top-k"):
         with tempfile.TemporaryDirectory() as home:
             stored = filled(Path(home), store)

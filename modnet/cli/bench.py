@@ -10,12 +10,15 @@ import typer
 from modnet.cli.common import Debug
 from modnet.errors import RequestError
 
-SUBJECTS = "startup, loader, step, checkpoint, modules, teacher-cache, moe, scaling"
+SUBJECTS = (
+    "startup, loader, step, checkpoint, modules, teacher-cache, sweep, moe, bf16, efficiency, scaling, timm-script, "
+    "memory"
+)
 
 
 def bench(
     subjects: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help=f"{SUBJECTS} [default: all].")
+        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help=f"{SUBJECTS} [default: all but memory].")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often each pair is timed.")] = 5,
     save: Annotated[Path | None, typer.Option("--save", metavar="FILE", help="Write the figures as JSON.")] = None,
@@ -30,25 +33,27 @@ def bench(
     """Time modnet against plain baselines; prints how many times faster it is."""
     from rich.console import Console
 
-    from modnet.bench.pairs import changes, machine
+    from modnet.bench.machine import machine
+    from modnet.bench.pairs import Finding, changes
     from modnet.bench.profiles import profiled
-    from modnet.bench.subjects import SUBJECTS
-    from modnet.report.tables import bench_table
+    from modnet.bench.subjects import SLOW, SUBJECTS
+    from modnet.report.benches import bench_table, told
     from modnet.store import atomic_write_json, read_json
 
-    chosen = [name for name in subjects or ["all"] if name != "all"] or list(SUBJECTS)
+    chosen = [name for name in subjects or ["all"] if name != "all"] or [n for n in SUBJECTS if n not in SLOW]
     unknown = [name for name in chosen if name not in SUBJECTS]
     if unknown:
         raise RequestError(f"nothing called {', '.join(unknown)} is measured; there are {', '.join(SUBJECTS)}, all")
     before = read_json(compare, "give --compare a file that --save wrote")["comparisons"] if compare else []
-    console, found = Console(), []
+    console = Console()
+    found: list[Finding] = []
     with profiled(profile):
         for name in chosen:
             console.print(f"measuring {name}", highlight=False)
             found += SUBJECTS[name](repeats)
     console.print(bench_table(found))
+    for line in (*told(found), *(changes(found, before) if compare else ())):
+        console.print(line, highlight=False, markup=False)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
-    for line in changes(found, before) if compare else ():
-        console.print(line, highlight=False)
     if save is not None:
         atomic_write_json(save, {"machine": machine(), "comparisons": [c.plain() for c in found]})

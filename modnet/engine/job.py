@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
-from modnet.chain import Chain
-from modnet.engine.batch import Batches
+from modnet.chain import Chain, Pass
+from modnet.engine.batch import Batch, Batches
 from modnet.randomness import Key
 from modnet.recipe.stages import TrainingStage
 from modnet.registry import Params
 
 Metrics = dict[str, float]
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """An objective of several tracks that can give their losses one after another, on graphs that share nothing."""
+
+    def apart(self, batch: Batch, ctx: Pass) -> Iterator[dict[str, Tensor]]:
+        """The losses by track, together those that ``forward`` gives."""
+        ...
 
 
 @dataclass

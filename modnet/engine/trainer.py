@@ -28,6 +28,7 @@ from modnet.engine.job import Job
 from modnet.engine.muon import Muon
 from modnet.engine.outcome import Outcome
 from modnet.engine.parallel import share_of
+from modnet.engine.passes import in_groups
 from modnet.engine.ranks import SOLO, Team, sharing
 from modnet.engine.reporter import Reporter
 from modnet.engine.saving import Writer, gathered
@@ -91,8 +92,8 @@ class _Loop:
         self.learning = False  # whether the objective is in training mode
 
     def _obey(self, choices: dict[str, Choice]) -> None:
-        self.autocast = choices["dtype"].value == "bf16"
-        if self.autocast:
+        self.half = choices["dtype"].value == "bf16"
+        if self.half:
             cast_frozen(self.job.objective, torch.bfloat16, [track.chain for track in self.job.tracks])
         compiles = bool(choices["compile"].value)
         objective = compiled(self.job.objective) if compiles else self.job.objective
@@ -252,15 +253,21 @@ class _Loop:
             # Gradients are averaged over the ranks, whose shares together are the batch.
             share = self.team.size * len(part) / self.job.batches.batch_size
             with self.sharding.unsynced(self.objective, wanted=part is not parts[-1]):
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                    losses = self.objective(part, Pass(key, part.ids, part.extra, progress=progress))
-                stacked = torch.stack([losses[track.name] for track in self.tracks]).float() * share
-                stacked.sum().backward()
-            total += stacked.detach() / self.team.size
+                found: dict[str, Tensor] = {}
+                ctx = Pass(key, part.ids, part.extra, progress=progress)
+                apart = self.objective is self.job.objective  # what is wrapped must be called as a whole
+                for losses in in_groups(self.objective, part, ctx, apart, self._autocast):
+                    weighted = {name: loss.float() * share for name, loss in losses.items()}
+                    torch.stack(list(weighted.values())).sum().backward()
+                    found |= {name: loss.detach() for name, loss in weighted.items()}
+            total += torch.stack([found[track.name] for track in self.tracks]) / self.team.size
         self.sharding.average()
         self.losses += total
         # Where the first bad loss was is noted without waiting for the device.
         self.bad = torch.where((self.bad < 0) & ~total.isfinite(), step, self.bad)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half)
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         return {name: norm for track in self.tracks for name, norm in track.gradient_norms().items()}
@@ -291,7 +298,7 @@ class _Loop:
             raise RunFailed(
                 f"{where} of track {track.name} is not a finite number (learning rate {track.lr:.3g}). {kept}"
                 f"Try a smaller learning rate (optimizer.lr={track.lr / 3:.2g}), a longer schedule.warmup, "
-                f"clip=1.0{', or dtype=fp32' if self.autocast else ''}."
+                f"clip=1.0{', or dtype=fp32' if self.half else ''}."
             )
 
     # Validation and checkpoints

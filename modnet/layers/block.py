@@ -46,23 +46,25 @@ class AttentionBlock(Module):
         routed = isinstance(self.attn, HeadExperts)
         return {"attn": ("attention_experts", "attention_router")} if routed else {}
 
-    def attend(self, x: Tensor, ctx: Pass) -> Tensor:
-        """The first branch: normed tokens (B, N, width) to the same."""
-        out: Tensor = self.attn(x, ctx) if isinstance(self.attn, HeadExperts) else self.attn(x)
+    def attend(self, x: Tensor, ctx: Pass, first: int | None = None) -> Tensor:
+        """The first branch: normed tokens (B, N, width) to the same, or to the ``first`` of them."""
+        out: Tensor = self.attn(x, ctx) if isinstance(self.attn, HeadExperts) else self.attn(x, first)
         return out
 
     def feed(self, x: Tensor, ctx: Pass) -> Tensor:
         """The second branch: normed tokens (B, N, width) to the same."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, ctx: Pass) -> Tensor:
-        """Tokens (B, N, width) to the same; in training a sample may skip a branch."""
+    def forward(self, x: Tensor, ctx: Pass, first: int | None = None) -> Tensor:
+        """Tokens (B, N, width) to the same, or with ``first`` to so many of them; a sample may skip a branch."""
         factor = survival(self, self.drop_path, x, ctx, branches=2)
+        mixed = self.attend(self.norm1(x), ctx, first)
+        x = x if first is None else x[:, :first]
         if factor is None:
-            x = x + self.attend(self.norm1(x), ctx)
+            x = x + mixed
             x = x + self.feed(self.norm2(x), ctx)
         else:
-            x = x + factor[0] * self.attend(self.norm1(x), ctx)
+            x = x + factor[0] * mixed
             x = x + factor[1] * self.feed(self.norm2(x), ctx)
         return x
 
@@ -99,6 +101,7 @@ class Block(AttentionBlock):
         super().__init__()
         routed = (attention_experts, attention_top_k, attention_router, attention_heads)
         self.build_attention(width, heads, qkv_bias, norm_eps, drop_path, prefix, grid, *routed)
+        self.narrows = attention_experts is None  # heads that are experts route all tokens
         self.mlp = MLP(width, int(width * mlp_ratio))
         initialise_linears(self)
 

@@ -35,6 +35,7 @@ class Head(Module):
         self.takes = Port.of("tokens", width=width, prefix=prefix, grid=grid)
         self.gives = Port.of("logits", classes=classes, per="image")
         self.pool, self.prefix = pool, prefix
+        self.reads = 1 if pool == "token" else None
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.head = nn.Linear(width, classes)
         initialise_linears(self)

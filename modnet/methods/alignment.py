@@ -8,7 +8,7 @@ modules mend what earlier ones leave. No gradient passes from one module to anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import fmean
 
 import torch
@@ -53,17 +53,15 @@ class AlignObjective(ModuleObjective):
         """The teacher's features behind every module, whatever ``prefix`` says: they are the targets."""
         return [into(i + 1) for i in self.places]
 
-    def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
-        """A scalar loss for every module's track."""
-        known = self.frozen_outputs(batch.x, batch.replayed())
-        losses, entering = {}, batch.x
+    def apart(self, batch: Batch, ctx: Pass) -> Iterator[dict[str, Tensor]]:
+        """The losses, module after module; a module's output reaches the next one without a gradient."""
+        known, entering = self.frozen_outputs(batch.x, batch.replayed()), batch.x
         for i in self.places:
             own = ctx.enter("module", i)
             given = self.learners[str(i)](entering, own)
-            losses[module_name(i)] = sum(own.losses.values(), self.loss(i, given, given, known, batch))
+            yield {module_name(i): sum(own.losses.values(), self.loss(i, given, given, known, batch))}
             if i < self.last:
                 entering = self.mixed(given.detach(), known[into(i + 1)], batch.ids, own)
-        return losses
 
     def mixed(self, own: Tensor, theirs: Tensor, ids: Tensor, ctx: Pass) -> Tensor:
         """For each sample the meta's own features with probability ``mix``, else the teacher's; shapes (B, …)."""

@@ -7,7 +7,7 @@ parts give is named (``into2``: what enters the host's module 2), so that it can
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,14 +82,19 @@ class ModuleObjective(nn.Module):
 
     def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
         """A scalar loss for every module's track."""
+        return {name: loss for losses in self.apart(batch, ctx) for name, loss in losses.items()}
+
+    def apart(self, batch: Batch, ctx: Pass) -> Iterator[dict[str, Tensor]]:
+        """The losses, module after module (all at once where they are joined), on graphs that share nothing."""
         known = self.frozen_outputs(batch.x, batch.replayed())
-        passes = {i: ctx.enter("module", i) for i in self.places}
-        given = {i: self.learners[str(i)](known[into(i)], own) for i, own in passes.items()}
-        ended = self.ended(given)
-        return {
-            module_name(i): sum(own.losses.values(), self.loss(i, given[i], ended[i], known, batch))
-            for i, own in passes.items()
-        }
+        for places in [self.places] if self.joined else [[i] for i in self.places]:
+            passes = {i: ctx.enter("module", i) for i in places}
+            given = {i: self.learners[str(i)](known[into(i)], own) for i, own in passes.items()}
+            ended = self.ended(given)
+            yield {
+                module_name(i): sum(own.losses.values(), self.loss(i, given[i], ended[i], known, batch))
+                for i, own in passes.items()
+            }
 
     def ended(self, given: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The logits that each module's output becomes behind it; the outputs themselves where no tail is needed."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from modnet.bench.pairs import Comparison
 
 Interval = Mapping[str, Any]
 
@@ -228,18 +225,4 @@ def plan_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right" if right else "left", no_wrap=key != "reads")
     for row in rows:
         table.add_row(*("" if row.get(key) is None else form(row[key]) for key, _, form in shown))
-    return table
-
-
-def bench_table(comparisons: Sequence[Comparison]) -> Table:
-    """Comparisons: the median ratio, and its least and greatest."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ours", "baseline"):
-        table.add_column(column)
-    for column in ("ms", "baseline ms", "times faster"):
-        table.add_column(column, justify="right")
-    for c in comparisons:
-        own, other = (1000 * median(s) for s in (c.seconds, c.baseline_seconds))
-        ratio = f"{c.ratio:.2f} ({min(c.ratios):.2f} to {max(c.ratios):.2f})"
-        table.add_row(c.ours, c.baseline, f"{own:.1f}", f"{other:.1f}", ratio)
     return table

@@ -1,25 +1,32 @@
-"""Ratios are taken repeat by repeat; every subject runs."""
+"""Ratios are taken repeat by repeat, and compared with what is aimed at."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from modnet.bench import modules, steps, teachers
-from modnet.bench.pairs import Comparison, changes, compare
-from modnet.bench.subjects import SUBJECTS
-from modnet.chain import Chain
-from modnet.cli.bench import SUBJECTS as LISTED
-from modnet.cli.main import app
+from modnet.bench.pairs import (
+    Aim,
+    Comparison,
+    Finding,
+    Measure,
+    Skipped,
+    changes,
+    compare,
+    faster,
+    rounds,
+    turns,
+    within,
+)
+from modnet.report.benches import bench_table, told
 
 
 def test_ratios_are_paired() -> None:
     found = Comparison("x", "a", "b", (1.0, 2.0, 4.0), (2.0, 2.0, 2.0))
-    assert found.ratios == [2.0, 1.0, 0.5]
-    assert found.ratio == 1.0
+    assert found.ratios == found.values == [2.0, 1.0, 0.5]
+    assert found.ratio == found.figure == 1.0
+    assert found.reached is None
 
 
 def test_each_is_called_once_more_than_it_is_timed() -> None:
@@ -29,83 +36,69 @@ def test_each_is_called_once_more_than_it_is_timed() -> None:
     assert len(found.seconds) == 2
 
 
-@pytest.fixture
-def toy_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes at which every subject runs in a moment."""
-    for module in (modules, steps, teachers):
-        monkeypatch.setattr(module, "BATCH", 4)
-        monkeypatch.setattr(module, "STEPS", 2)
-    monkeypatch.setattr(steps, "CHECKPOINT_STEPS", 3)
-    monkeypatch.setattr(modules, "CASES", {"K = 2": (2, 1)})
-    monkeypatch.setattr(modules.Phase.__init__, "__defaults__", (2,))
+def test_several_ways_take_turns() -> None:
+    calls: list[int] = []
+    found = turns([lambda: calls.append(0), lambda: calls.append(1), lambda: calls.append(2)], repeats=1)
+    assert calls == [0, 1, 2] * 2
+    assert [len(seconds) for seconds in found] == [1, 1, 1]
+    given = iter(range(6))
+    assert rounds([lambda: float(next(given)), lambda: float(next(given))], 3, untimed=1) == [(2, 4), (3, 5)]
 
 
 @pytest.mark.parametrize(
-    ("subject", "names"),
+    ("aim", "reached", "text"),
     [
-        ("loader", ["loader"]),
-        ("step", ["step", "step, epoch with augmentation"]),
-        ("checkpoint", ["checkpoint"]),
-        ("modules", ["modules fused, K = 2", "modules fused, frozen tail, K = 2", "modules replayed, K = 2"]),
-        ("teacher-cache", [f"teacher-cache {what}" for what in ("fp32", "fp16", "top-k", "first student")]),
+        (faster(2), True, "≥ 2"),
+        (faster(2.01), False, "≥ 2.01"),
+        (within(0.5), True, "≥ 2"),
+        (within(1.02), True, "≥ 0.98"),
+        (Aim("most", 0.15, "seconds"), False, "≤ 150 ms"),
+        (Aim("most", 1.5, "seconds"), True, "≤ 1500 ms"),
     ],
 )
-def test_a_subject_runs_and_is_saved(toy_sizes: None, subject: str, names: list[str], tmp_path: Path) -> None:
-    path = tmp_path / "figures.json"
-    done = CliRunner().invoke(app, ["bench", subject, "--repeats", "1", "--save", str(path)])
-    assert done.exit_code == 0, done.output
-    assert "times faster" in done.output
-    assert [entry["name"] for entry in json.loads(path.read_text())["comparisons"]] == names
+def test_an_aim_is_reached_or_not(aim: Aim, reached: bool, text: str) -> None:
+    found = Comparison("x", "a", "b", (1.0,), (2.0,), aim)
+    assert found.reached is reached
+    assert found.plain()["reached"] is reached
+    assert aim.text == text
 
 
-def test_figures_are_compared_and_a_trace_is_written(toy_sizes: None, tmp_path: Path) -> None:
-    old, trace = tmp_path / "old.json", tmp_path / "trace.json"
-    entry = {"name": "checkpoint", "ratio": 1000.0, "least": 900.0, "most": 1100.0}
-    old.write_text(json.dumps({"comparisons": [entry]}))
-    done = CliRunner().invoke(
-        app, ["bench", "checkpoint", "--repeats", "1", "--compare", str(old), "--profile", str(trace)]
+def test_an_aim_may_ask_for_more_than_time() -> None:
+    assert Comparison("x", "a", "b", (1.0,), (5.0,), faster(3), also=False).reached is False
+
+
+def test_a_measure_has_a_bound_as_well() -> None:
+    most, least = (
+        Measure("x", "memory", "GB", (1.0, 2.0, 3.0), Aim(bound, 2.0, "value")) for bound in ("most", "least")
     )
-    assert done.exit_code == 0, done.output
-    assert "checkpoint: 1000.00 before" in done.output
-    assert "slower" in done.output
-    events = json.loads(trace.read_text())["traceEvents"]
-    assert any(event.get("name") == "aten::addmm" for event in events)
+    assert most.reached
+    assert least.reached
+    assert most.figure == 2.0
+    assert Measure("x", "memory", "GB", (2.1,), Aim("most", 2.0, "value")).reached is False
+
+
+def test_what_was_left_out_is_told() -> None:
+    found: list[Finding] = [
+        Skipped("a", "timm is not installed"),
+        Comparison("b", "one", "two", (1.0,), (2.0,), faster(3), "on test 90 %"),
+        Measure("c", "three", "GB", (1.0,)),
+    ]
+    assert list(told(found)) == ["a: skipped, timm is not installed", "b: on test 90 %"]
+    assert bench_table(found).row_count == 2
 
 
 def test_changes_tell_what_lies_apart() -> None:
-    found = [Comparison(name, "a", "b", (1.0, 1.0), (2.0, 3.0)) for name in ("x", "y", "z")]
-    old = [
+    found: list[Finding] = [Comparison(name, "a", "b", (1.0, 1.0), (2.0, 3.0)) for name in ("x", "y", "z")]
+    found += [Measure("m", "memory", "GB", (2.0,), Aim("most", 2.0, "value")), Skipped("s", "not here")]
+    old: list[dict[str, Any]] = [
         {"name": "x", "ratio": 2.4, "least": 1.9, "most": 3.1},
         {"name": "y", "ratio": 1.0, "least": 0.9, "most": 1.1},
+        {"name": "m", "median": 1.0, "least": 0.9, "most": 1.1},
+        {"name": "z", "skipped": "not here"},
     ]
     assert changes(found, old) == [
         "x: 2.40 before, 2.50 now, within the spread",
         "y: 1.00 before, 2.50 now, faster",
         "z: 2.50, not measured before",
+        "m: 1.00 before, 2.00 now, worse",
     ]
-
-
-def test_the_published_phase_learns_what_the_fused_one_learns(toy_sizes: None) -> None:
-    phase, trained = modules.Phase(2, 1), []
-
-    class Kept(modules.Phase):
-        def learners(self) -> dict[int, Chain]:
-            trained.append(phase.learners())
-            return trained[-1]
-
-    for run in (Kept.fused, lambda p: Kept.published(p, True), lambda p: Kept.published(p, False)):
-        run(Kept(2, 1))
-    for other in trained[1:]:
-        for i, chain in trained[0].items():
-            for (name, p), q in zip(chain.named_parameters(), other[i].parameters(), strict=True):
-                if not name.endswith("qkv.bias"):  # a third of it has no gradient but rounding, which AdamW enlarges
-                    assert float((p - q).detach().abs().mean()) < 2e-5, name
-        moved = (next(other[0].parameters()) - next(phase.learners()[0].parameters())).detach()
-        assert float(moved.abs().mean()) > 5e-4
-
-
-def test_unknown_subjects_are_named() -> None:
-    done = CliRunner().invoke(app, ["bench", "warp"])
-    assert done.exit_code != 0
-    assert "warp" in str(done.exception)
-    assert SUBJECTS.keys() == set(LISTED.split(", "))

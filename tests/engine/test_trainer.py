@@ -68,6 +68,35 @@ def test_tracks_learn_independently(tmp_path: Path) -> None:
     assert single.metrics["track1"] == outcome.metrics["track1"]
 
 
+class ApartObjective(Objective):
+    """The same losses, a track at a time; notes whether a track's graph was gone when the next was made."""
+
+    def __init__(self, chains: dict[str, Any]) -> None:
+        super().__init__(chains)
+        self.gone: list[bool] = []
+
+    def apart(self, batch: Batch, ctx: Pass) -> Iterator[dict[str, Tensor]]:
+        for name, chain in self.chains.items():
+            loss = torch.nn.functional.cross_entropy(chain(batch.x, ctx.enter(name)), batch.y)
+            yield {name: loss}
+            with pytest.raises(RuntimeError, match="second time"):
+                loss.backward()
+            self.gone.append(True)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_losses_that_come_apart_give_the_same_bits(tmp_path: Path, parts: int) -> None:
+    together, _ = run(tmp_path / "together", tracks=3, accumulate=parts)
+    apart = toy_job(tracks=3, accumulate=parts)
+    apart.objective = ApartObjective({track.name: track.chain for track in apart.tracks})
+    (tmp_path / "apart").mkdir()
+    train(apart, tmp_path / "apart", quiet(tmp_path / "apart"))
+    assert all(torch.equal(weights(together)[name], tensor) for name, tensor in weights(apart).items())
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("together", "apart")]
+    assert [json.loads(line).get("loss") for line in logs[0]] == [json.loads(line).get("loss") for line in logs[1]]
+    assert len(apart.objective.gone) == 3 * 12 * parts
+
+
 def test_the_pass_has_the_steps_key_and_the_samples_ids(tmp_path: Path) -> None:
     seen: list[tuple[Key | None, Tensor | None, bool]] = []
 

@@ -76,6 +76,25 @@ def test_a_step_changes_the_modules_alone(tiny: Callable[..., Chain]) -> None:
         assert sum(moved) >= len(moved) - 1
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_losses_come_module_by_module(tiny: Callable[..., Chain], joined: bool) -> None:
+    """Each on a graph of its own: gradients of one are taken before the next is computed."""
+    meta, teacher = tiny(), tiny(depths=(2, 2, 2), seed=1)
+    students = {i: stitched(m, meta, i) for i, m in enumerate(tiny(seed=2, width=8))}
+    objective = M2mkdObjective(meta, teacher, students, m2mkd(hint=0.5))
+    objective.joined = joined
+    learning = [p for p in objective.parameters() if p.requires_grad]
+    losses = objective(batch(), Pass())
+    wanted = torch.autograd.grad(torch.stack(list(losses.values())).sum(), learning)
+    groups = []
+    for found in objective.apart(batch(), Pass()):
+        torch.stack(list(found.values())).sum().backward()
+        groups.append(list(found))
+        assert all(torch.equal(loss, losses[name]) for name, loss in found.items())
+    assert groups == ([["module0", "module1", "module2"]] if joined else [["module0"], ["module1"], ["module2"]])
+    assert all(p.grad is not None and torch.equal(p.grad, g) for p, g in zip(learning, wanted, strict=True))
+
+
 def test_a_student_that_is_the_teacher_has_no_distillation_loss(tiny: Callable[..., Chain]) -> None:
     meta, teacher = tiny(), tiny(depths=(2, 2, 2), seed=1)
     students = {i: stitched(m.cloned(), meta, i, "identity") for i, m in enumerate(teacher)}
