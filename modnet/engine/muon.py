@@ -61,73 +61,64 @@ class _Stack:
     def __init__(self, entries: list[tuple[nn.Parameter, int]], rows: int, columns: int) -> None:
         first, sizes = entries[0][0], [count for _, count in entries]
         self.params, self.rows, self.columns = [param for param, _ in entries], rows, columns
-        self.update = torch.zeros(sum(sizes), rows, columns, dtype=first.dtype, device=first.device)
-        self.update_views = self._views(self.update, sizes)
-        self._keep(sizes)
-
-    def _keep(self, sizes: list[int]) -> None:
-        self.momentum = torch.zeros_like(self.update)
+        self.momentum = torch.zeros(sum(sizes), rows, columns, dtype=first.dtype, device=first.device)
+        self.update = torch.zeros_like(self.momentum)
         self.momentum_views = self._views(self.momentum, sizes)
+        self.update_views = self._views(self.update, sizes)
 
     def _views(self, stack: Tensor, sizes: list[int]) -> list[Tensor]:
-        return [part.view(self.shape_of(p)) for part, p in zip(stack.split(sizes), self.params, strict=True)]
-
-    @staticmethod
-    def shape_of(param: nn.Parameter) -> torch.Size:
-        """The shape of a parameter's part of the stack."""
-        return local(param).shape
+        return [part.view(p.shape) for part, p in zip(stack.split(sizes), self.here(), strict=True)]
 
     def here(self) -> list[Tensor]:
         """The parameters, of divided ones what is here."""
         return [local(p) for p in self.params]
 
-    def gather(self, into: list[Tensor]) -> None:
-        """Copy this step's gradients, of divided ones what is here; a parameter without one counts as zero."""
-        missing = [u for u, p in zip(into, self.params, strict=True) if p.grad is None]
-        if missing:
-            torch._foreach_zero_(missing)
-        pairs = [(u, local(p.grad)) for u, p in zip(into, self.params, strict=True) if p.grad is not None]
-        if pairs:
-            torch._foreach_copy_([u for u, _ in pairs], [g for _, g in pairs])
-
     def direction(self, momentum: float, nesterov: bool) -> Tensor:
-        """What is to be orthogonalised: the momentum, or with Nesterov's look ahead, (n, rows, columns)."""
-        self.gather(self.update_views)
+        """What is to be orthogonalised, (n, rows, columns): the momentum, or with Nesterov's look ahead."""
+        self._gather()
         self.momentum.lerp_(self.update, 1 - momentum)
         return self.update.lerp_(self.momentum, momentum) if nesterov else self.momentum
 
-    def moves(self) -> list[Tensor]:
-        """The update in the shapes of :meth:`here`."""
+    def _gather(self) -> None:
+        """Copy this step's gradients into the update; a parameter without one counts as zero."""
+        missing = [u for u, p in zip(self.update_views, self.params, strict=True) if p.grad is None]
+        if missing:
+            torch._foreach_zero_(missing)
+        pairs = [(u, local(p.grad)) for u, p in zip(self.update_views, self.params, strict=True) if p.grad is not None]
+        if pairs:
+            torch._foreach_copy_([u for u, _ in pairs], [g for _, g in pairs])
+
+    def moves(self, orthogonal: Tensor) -> list[Tensor]:
+        """What :meth:`direction` became, in the shapes of :meth:`here`."""
+        self.update.copy_(orthogonal)
         return self.update_views
 
 
-class _DividedStack(_Stack):
-    """Matrices of which every process has some rows: each gathers them whole and moves the rows that it has.
+class _Divided:
+    """A parameter of whose matrices every process has some rows; nothing of it is whole between steps.
 
-    Momentum is kept for the rows that are here. All processes orthogonalise the same matrices.
+    Each process gathers the whole matrices, orthogonalises them as all others do, and moves its rows.
     """
 
-    def _keep(self, sizes: list[int]) -> None:
-        self.momentum_views = [torch.zeros_like(p) for p in self.here()]
-        self._given = [torch.zeros_like(p) for p in self.here()]
+    def __init__(self, param: nn.Parameter, rows: int, columns: int) -> None:
+        self.params, self.rows, self.columns = [param], rows, columns
+        self.momentum_views = [torch.zeros_like(local(param))]
 
-    @staticmethod
-    def shape_of(param: nn.Parameter) -> torch.Size:
-        return param.shape
+    def here(self) -> list[Tensor]:
+        """What is here of the parameter."""
+        return [local(self.params[0])]
 
     def direction(self, momentum: float, nesterov: bool) -> Tensor:
-        self.gather(self._given)
-        torch._foreach_lerp_(self.momentum_views, self._given, 1 - momentum)
-        if nesterov:
-            torch._foreach_lerp_(self._given, self.momentum_views, momentum)
-        for view, part, p in zip(
-            self.update_views, self._given if nesterov else self.momentum_views, self.params, strict=True
-        ):
-            view.copy_(whole(part, p))
-        return self.update
+        """As for a stack, whole matrices of this one parameter."""
+        (param,), (own,) = self.params, self.momentum_views
+        grad = local(param.grad) if param.grad is not None else torch.zeros_like(own)
+        own.lerp_(grad, 1 - momentum)
+        return whole(grad.lerp(own, momentum) if nesterov else own, param).view(-1, self.rows, self.columns)
 
-    def moves(self) -> list[Tensor]:
-        return [local(placed(view, p)) for view, p in zip(self.update_views, self.params, strict=True)]
+    def moves(self, orthogonal: Tensor) -> list[Tensor]:
+        """What is here of what the direction became."""
+        (param,) = self.params
+        return [local(placed(orthogonal.to(param.dtype).reshape(param.shape), param))]
 
 
 class Muon(torch.optim.Optimizer):
@@ -166,30 +157,30 @@ class Muon(torch.optim.Optimizer):
             self._others.step()
         return None
 
-    def _step(self, stack: _Stack, group: dict[str, Any]) -> None:
+    def _step(self, stack: _Stack | _Divided, group: dict[str, Any]) -> None:
         lr, settings = group["lr"], self.settings
         direction = stack.direction(settings.momentum, settings.nesterov)
-        stack.update.copy_(newton_schulz(direction, settings.ns_steps, self.dtype))
+        orthogonal = newton_schulz(direction, settings.ns_steps, self.dtype)
         here = stack.here()
         if settings.weight_decay:
             torch._foreach_mul_(here, 1 - lr * group["weight_decay"])
         factor = rate_factor(stack.rows, stack.columns, settings.adjust_lr)
-        torch._foreach_add_(here, stack.moves(), alpha=-lr * factor)
+        torch._foreach_add_(here, stack.moves(orthogonal), alpha=-lr * factor)
 
 
-def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack]:
+def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack | _Divided]:
     by_shape: dict[tuple[Any, ...], list[tuple[nn.Parameter, int]]] = defaultdict(list)
+    apart: list[_Stack | _Divided] = []
     for param, count in matrices.items():
         rows, rest = divmod(param.numel(), count * param.shape[-1])
         if param.ndim < 2 or rest or not rows:
             raise ValueError(f"a parameter of shape {tuple(param.shape)} does not hold {count} equal matrices")
-        divides = splits(param, len(param) // count)
-        here = count if divides else count * len(local(param)) // len(param)
-        by_shape[divides, rows, param.shape[-1], param.dtype, param.device].append((param, here))
-    return [
-        (_DividedStack if divides else _Stack)(entries, rows, columns)
-        for (divides, rows, columns, *_), entries in by_shape.items()
-    ]
+        if splits(param, len(param) // count):
+            apart.append(_Divided(param, rows, param.shape[-1]))
+        else:
+            here = count * len(local(param)) // len(param)
+            by_shape[rows, param.shape[-1], param.dtype, param.device].append((param, here))
+    return [_Stack(entries, rows, columns) for (rows, columns, *_), entries in by_shape.items()] + apart
 
 
 def _fused_adamw(groups: list[dict[str, Any]], params: MuonParams) -> torch.optim.AdamW:

@@ -22,7 +22,8 @@ def spread(objective: nn.Module, team: Team, apart: Collection[str] = ()) -> nn.
     """
     if team.size == 1:
         return objective
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, list(apart))
+    if apart:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, list(apart))
     # Running statistics (BatchNorm) are those of the leader's share, as DistributedDataParallel has it.
     running = any(buffer.is_floating_point() for buffer in objective.buffers())
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters

@@ -114,6 +114,19 @@ def test_three_ranks_go_on_from_what_one_saved(tmp_path: Path) -> None:
         assert torch.allclose(torch.from_numpy(found[2][0][name]), tensor, atol=1e-4)
 
 
+def _beside(folder: Path) -> Any:
+    team = join(torch.device("cpu")).team
+    own = folder / str(team.rank)
+    own.mkdir()
+    return team.beside(folder), team.beside(own)
+
+
+def test_ranks_know_who_sees_the_same_folder(tmp_path: Path) -> None:
+    assert in_processes(2, _beside, tmp_path) == [((0, 2), (0, 1)), ((1, 2), (0, 1))]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert SOLO.beside(tmp_path) == (0, 1)
+
+
 def test_more_ranks_than_images_are_refused() -> None:
     batches = ToyBatches(Key.of(0))
     assert share_of(batches, SOLO) is batches
