@@ -13,7 +13,7 @@ from modnet.layers.exchange import gathered
 from modnet.layers.initialise import initialise_linear
 from modnet.layers.routers import Choice, Gate, SoftmaxTopKGate, normalised
 from modnet.randomness import Key
-from modnet.recipe.routers import AveragedKeys, Cosine
+from modnet.recipe.routers import AveragedKeys, Cosine, NormedKeys
 
 HOTTEST = math.log(100)  # the largest logarithm of the cosine's scale
 
@@ -21,7 +21,7 @@ HOTTEST = math.log(100)  # the largest logarithm of the cosine's scale
 class EMoEGate(SoftmaxTopKGate):
     """Losses as EMoE's copy of tutel has them: unbiased variance, and its load loss by ``quirk_load``."""
 
-    params: AveragedKeys | Cosine  # type: ignore[assignment]
+    params: AveragedKeys | NormedKeys | Cosine  # type: ignore[assignment]
 
     def importance(self, choice: Choice) -> Tensor:
         """Of the probabilities without noise."""
@@ -86,6 +86,34 @@ class AveragedKeysGate(EMoEGate):
     def tie(self, run: int) -> None:
         """Experts whose keys are equal score alike by themselves; others cannot be made to."""
         raise NotImplementedError("avg-k scores by the experts' own keys")
+
+
+class NormedKeysGate(EMoEGate):
+    """The length of the vector of token · key over an expert's hidden units; the best K, each with weight 1.
+
+    Of heads of attention the keys are rows of the query projection. No gradient goes to these through the scores.
+    """
+
+    by_keys = True
+    params: NormedKeys  # type: ignore[assignment]
+
+    def __init__(self, width: int, experts: int, top_k: int, params: NormedKeys) -> None:
+        nn.Module.__init__(self)
+        self.params, self.top_k = params, top_k
+
+    def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
+        assert keys is not None
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        products = F.linear(x.detach().to(dtype), keys.detach().to(dtype).flatten(0, 1))
+        return products.unflatten(1, keys.shape[:2]).norm(dim=-1)
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        indices = noisy.topk(self.top_k, dim=-1).indices
+        return Choice(logits, noisy, indices, torch.ones_like(logits[..., : self.top_k]), std)
+
+    def tie(self, run: int) -> None:
+        """As for avg-k: equal keys score alike by themselves."""
+        raise NotImplementedError("norm-k scores by the experts' own keys")
 
 
 class CosineGate(EMoEGate):

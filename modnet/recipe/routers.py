@@ -100,6 +100,17 @@ class AveragedKeys(RouterParams):
     momentum: Annotated[BelowOne, KeyedIfSet()] = 0.0  # of the means: how slowly they follow the keys
 
 
+class NormedKeys(RouterParams):
+    """An expert's score is the length of its keys' products with the token; no parameters, every weight is 1.
+
+    For heads of attention that is the length of the token's query.
+    """
+
+    name: str = "norm-k"
+    noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
+    quirk_load: bool = False
+
+
 class Cosine(RouterParams):
     """Cosine of projected token and expert, at a learned temperature; softmax, top K, renormalised (GMoE, EMoE-learn).
 
@@ -121,10 +132,11 @@ for _params in (
     ExpertChoice,
     SampledTopK,
     AveragedKeys,
+    NormedKeys,
     Cosine,
 ):
     _key = _params.model_fields["name"].default
-    _file = "emoe" if _params in (AveragedKeys, Cosine) else "routers"
+    _file = "emoe" if _params in (AveragedKeys, NormedKeys, Cosine) else "routers"
     ROUTERS.register(_key, _params, f"modnet.layers.{_file}:{_params.__name__}Gate")
 ROUTERS.preset(
     "vmoe",

@@ -51,6 +51,9 @@ def _panels(layers: Layers, width: float, height: float, title: str, **grid: Any
     columns = min(ACROSS, len(layers))
     rows = -(-len(layers) // columns)
     figure, axes = _figure(width * columns, height * rows + 0.3, title, nrows=rows, ncols=columns, **grid)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(h_pad=0.08)  # or a panel's label touches the title of the one below
     for empty in axes.flat[len(layers) :]:
         empty.set_visible(False)
     return figure, list(axes.flat[: len(layers)])
@@ -58,7 +61,8 @@ def _panels(layers: Layers, width: float, height: float, title: str, **grid: Any
 
 def _scale(figure: Figure, shown: Any, axes: Sequence[Any], label: str) -> None:
     """The colours' meaning, beside the panels."""
-    bar = figure.colorbar(shown, ax=list(axes), shrink=0.8, aspect=25)
+    rows = -(-len(axes) // ACROSS)
+    bar = figure.colorbar(shown, ax=list(axes), shrink=max(0.3, 0.8 / rows), aspect=20)
     bar.set_label(label, fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=8, colors=INK)
     bar.outline.set_visible(False)
@@ -78,30 +82,33 @@ def _plain(axes: Any) -> None:
 
 
 def load(layers: Layers) -> Figure:
-    """The share of choices that each expert gets, a panel for each layer, against an even share."""
+    """The share of choices that each expert gets, as a multiple of an even share, a panel for each layer."""
     width = max(3.2, 0.2 * max(layer.experts for layer in layers.values()))
     figure, axes = _panels(layers, width, 2.5, "Load: how tokens' choices are spread over the experts", sharey=True)
     for axis, layer in zip(axes, layers.values(), strict=True):
         numbers = layer.numbers()
-        axis.bar(range(layer.experts), (100 * layer.load).tolist(), color="#4477aa", width=0.8)
-        axis.axhline(100 / layer.experts, color="#cc6677", linewidth=1, linestyle="--", label="even share")
+        axis.bar(range(layer.experts), (layer.experts * layer.load).tolist(), color="#4477aa", width=0.8)
+        axis.axhline(1, color="#cc6677", linewidth=1, linestyle="--", label="even share")
         axis.set_title(f"{layer.label}: CV {numbers['load_cv']:.2f}, {numbers['dead']:.0f} unused", fontsize=9)
         axis.set_xlabel("expert", fontsize=8)
         _experts(axis, layer.experts)
         _plain(axis)
     for axis in axes[::ACROSS]:
-        axis.set_ylabel("% of all choices", fontsize=8)
+        axis.set_ylabel("choices, times an even share", fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", fontsize=8, frameon=False)
     return figure
 
 
 def by_class(layers: Layers, classes: Sequence[str]) -> Figure:
-    """Of each class, the share of choices that goes to each expert; the title says how much that tells."""
+    """Of each class's choices, how many go to each expert; the title says how much that tells.
+
+    As multiples of an even share, so that layers of few and of many experts can be compared.
+    """
     width = max(3.4, 0.2 * max(layer.experts for layer in layers.values()) + 1.2)
     height = 0.9 + 0.24 * max(6, min(len(classes), 40))
     figure, axes = _panels(layers, width, height, "Which experts a class's tokens choose", sharey=True)
     tables = [layer.by_class() for layer in layers.values()]
-    shares = [100 * table / table.sum(1, keepdim=True).clamp(min=1) for table in tables]
+    shares = [table.shape[1] * table / table.sum(1, keepdim=True).clamp(min=1) for table in tables]
     most = max(float(share.max()) for share in shares)
     for axis, layer, share in zip(axes, layers.values(), shares, strict=True):
         shown = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
@@ -116,7 +123,7 @@ def by_class(layers: Layers, classes: Sequence[str]) -> Figure:
         axis.tick_params(labelsize=8, colors=INK)
     if len(classes) <= 40:
         axes[0].set_yticks(range(len(classes)), labels=[_short(name, 16) for name in classes])
-    _scale(figure, shown, axes, "% of the class's choices")
+    _scale(figure, shown, axes, "choices, times an even share")
     return figure
 
 
@@ -140,6 +147,7 @@ def entropies(layers: Layers) -> Figure:
     axes[0, 1].set_ylabel("dropped choices, %", fontsize=8)
     axes[0, 1].set_ylim(0, max(1.0, *(110 * found["dropped"] for found in numbers)))
     if not any(found["dropped"] for found in numbers):
+        axes[0, 1].set_yticks(())
         axes[0, 1].text(0.5, 0.5, "none", transform=axes[0, 1].transAxes, ha="center", fontsize=9, color=QUIET)
     for axis in axes[0]:
         axis.set_xticks(

@@ -17,7 +17,7 @@ from modnet.layers.head_experts import HeadExperts
 from modnet.randomness import Key
 
 SIZE = 3
-ROUTERS = ("avg-k", "softmax-top-k", "renormalised", "perceptron", "cosine")
+ROUTERS = ("avg-k", "norm-k", "softmax-top-k", "renormalised", "perceptron", "cosine")
 FEW = settings(max_examples=20, deadline=None)
 
 
@@ -113,7 +113,7 @@ def test_all_tokens_to_some_heads_and_none_to_the_others(name: str) -> None:
     assert (layer.out.weight.grad.abs().amax((1, 2)) > 0).equal(used)
 
 
-@pytest.mark.parametrize("name", ["avg-k", "softmax-top-k"])
+@pytest.mark.parametrize("name", ["avg-k", "norm-k", "softmax-top-k"])
 def test_permuted_heads_change_nothing(name: str) -> None:
     layer, x = routed(dense(4), 4, 2, name=name), tokens(2, 4, 4 * SIZE)
     out, order = layer(x, Pass()), torch.tensor([3, 0, 2, 1])
@@ -122,6 +122,15 @@ def test_permuted_heads_change_nothing(name: str) -> None:
             if key != "out_bias":
                 p.copy_(p[order].clone())
     torch.testing.assert_close(layer(x, Pass()), out, atol=1e-5, rtol=1e-5)
+
+
+def test_by_norm_a_token_takes_the_heads_of_its_longest_queries() -> None:
+    layer, x = routed(dense(4), 4, 2, name="norm-k"), tokens(1, 5, 4 * SIZE)
+    queries = torch.stack([x[0] @ layer.query.weight[e].T for e in range(4)], 1)
+    choice = layer.gate(x[0], None, layer.query.weight)
+    torch.testing.assert_close(choice.logits, queries.square().sum(-1).sqrt())
+    assert torch.equal(choice.weights, torch.ones(5, 2))
+    assert not list(layer.gate.parameters())
 
 
 def test_losses_and_wanted_choices_go_to_the_pass() -> None:

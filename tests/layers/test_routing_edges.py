@@ -48,8 +48,7 @@ def test_places_for_all_are_as_good_as_no_limit(
 
 
 @FEW
-@given(name=st.sampled_from([n for n in PER_TOKEN if n != "avg-k"]), factor=st.sampled_from([0.3, 0.6, 1.0]),
-       seed=st.integers(0, 99))  # fmt: skip
+@given(name=st.sampled_from(PER_TOKEN), factor=st.sampled_from([0.3, 0.6, 1.0]), seed=st.integers(0, 99))
 def test_by_batch_priority_the_order_of_tokens_does_not_matter(name: str, factor: float, seed: int) -> None:
     moe = layer(name, 4, 2, capacity=factor, capacity_eval=None, order="batch-priority", group=None).eval()
     x = tokens(1, 7, seed)

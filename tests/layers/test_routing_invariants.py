@@ -21,7 +21,7 @@ from modnet.registry import ROUTERS
 WIDTH, HIDDEN = 6, 5
 PER_TOKEN = [name for name in ROUTERS.names() if name != "expert-choice"]
 LOSSES = ("importance", "load", "gshard", "switch", "z", "mutual_information", "concentration")
-ONE_CHOICE = ("softmax-top-k", "sampled-top-k", "avg-k", "cosine")
+ONE_CHOICE = ("softmax-top-k", "sampled-top-k", "avg-k", "norm-k", "cosine")
 
 
 def layer(name: str, experts: int, top_k: int, **router: Any) -> MoE:
@@ -150,7 +150,7 @@ def test_one_choice_of_weight_one_is_refused_with_the_reason(name: str) -> None:
         VMoE(experts=4, top_k=1, router=ROUTERS.read(name))
 
 
-@pytest.mark.parametrize("name", [n for n in ONE_CHOICE if n != "avg-k"])
+@pytest.mark.parametrize("name", [n for n in ONE_CHOICE if n not in ("avg-k", "norm-k")])
 def test_one_choice_gives_other_routers_a_gradient(name: str) -> None:
     moe = layer(name, 4, 1)
     moe(tokens(2, 3), Pass()).square().sum().backward()
