@@ -51,12 +51,21 @@ def rate_factor(rows: int, columns: int, rule: str) -> float:
     return math.sqrt(max(1.0, rows / columns)) if rule == "original" else 0.2 * math.sqrt(max(rows, columns))
 
 
+def matrix_columns(parameter: Tensor) -> int:
+    """Columns of the matrices in a parameter: its last dimension, or all that an output channel of a kernel reads.
+
+    The kernel of a convolution (out, in, height, width) is a matrix of ``out`` rows (Jordan et al. 2024).
+    """
+    return parameter[0].numel() if parameter.ndim == 4 else parameter.shape[-1]
+
+
 class _Stack:
     """All matrices of one shape: their momentum and update, stacked, and views of both for each parameter."""
 
     def __init__(self, entries: list[tuple[nn.Parameter, int]]) -> None:
         first, count = entries[0]
-        rows, columns = first.numel() // (count * first.shape[-1]), first.shape[-1]
+        columns = matrix_columns(first)
+        rows = first.numel() // (count * columns)
         total = sum(n for _, n in entries)
         self.params: list[Tensor] = [param for param, _ in entries]
         self.momentum = torch.zeros(total, rows, columns, dtype=first.dtype, device=first.device)
@@ -130,10 +139,11 @@ class Muon(torch.optim.Optimizer):
 def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack]:
     by_shape: dict[tuple[Any, ...], list[tuple[nn.Parameter, int]]] = defaultdict(list)
     for param, count in matrices.items():
-        rows, rest = divmod(param.numel(), count * param.shape[-1])
+        columns = matrix_columns(param)
+        rows, rest = divmod(param.numel(), count * columns)
         if param.ndim < 2 or rest or not rows:
             raise ValueError(f"a parameter of shape {tuple(param.shape)} does not hold {count} equal matrices")
-        by_shape[rows, param.shape[-1], param.dtype, param.device].append((param, count))
+        by_shape[rows, columns, param.dtype, param.device].append((param, count))
     return [_Stack(entries) for entries in by_shape.values()]
 
 

@@ -86,6 +86,27 @@ class VMoE(ViT):
         return self
 
 
+class ConvNet(Weighted):
+    """Small convolutional network of ``len(depths)`` modules; each after the first halves its maps and widens them.
+
+    A block is a residual branch of ``convs`` convolutions. ``cell``: the pixels, each way, that the stem sees as one.
+    """
+
+    name: str = "convnet"
+    width: PositiveInt = 32  # channels of the first module
+    growth: PositiveFloat = 2.0  # of the channels, from module to module
+    depths: Depths = (1, 1, 1)
+    convs: PositiveInt = 2
+    cell: PositiveInt = 2
+    pool: Literal["mean", "flat"] = "mean"  # flat: the classifier sees every cell of the last maps for itself
+    drop_path: BelowOne = 0.0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each module."""
+        return tuple(max(1, round(self.width * self.growth**i)) for i in range(len(self.depths)))
+
+
 TIMM_NAMES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
 """Names of our own for timm's networks."""
 
@@ -137,6 +158,11 @@ def _small_vmoe(params: VMoE, factor: int) -> VMoE:
     left = [place for place in held if place < depth] or [depth - 1]
     assert isinstance(small, VMoE)
     return small if len(left) == depth else small.changed(placement=left)
+
+
+def _small_convnet(params: ConvNet, factor: int) -> ConvNet:
+    """One block a module, widths divided by the recipe's common factor; no weights fit this size."""
+    return params.changed(width=max(2, params.width // factor), depths=(1,) * len(params.depths), weights=None)
 
 
 def _unloaded_timm(params: Timm, factor: int) -> Timm:
@@ -198,6 +224,13 @@ for _name, _width, _heads, _depth, _hidden, _patch, _placement in (
         placement=_placement,
         router={"name": "vmoe"},
     )
+MODELS.register(
+    "convnet",
+    ConvNet,
+    "modnet.models.convnet:convnet",
+    smoke=_small_convnet,
+    about="small convolutional network: a stem that sees cells, residual blocks, batch norm",
+)
 MODELS.register(
     "timm:",
     Timm,
