@@ -10,20 +10,19 @@ from modnet.recipe.models import ConvNet
 
 
 def convnet(params: ConvNet, port: Port, classes: int) -> Chain:
-    """A convolutional network for images of ``port``: every module after the first halves its maps and widens them.
+    """A convolutional network for images of ``port``; every module first halves its maps and widens them.
 
     Raises RequestError for images that do not divide into cells of ``params.cell`` pixels.
     """
     size, channels = image_size(port)
-    widths = params.widths
-    leaves: list[Module] = [CellStem(channels, size, widths[0], params.cell)]
-    given, cell = widths[0], params.cell
-    for module, (width, depth) in enumerate(zip(widths, params.depths, strict=True)):
+    given, cell = params.width, params.cell
+    leaves: list[Module] = [CellStem(channels, size, given, cell)]
+    for width, depth in zip(params.widths, params.depths, strict=True):
         for block in range(depth):
-            shrink = 2 if module and not block else 1
+            shrink = 1 if block else 2
             leaves.append(ConvBlock(given, width, size, cell, shrink, params.convs))
             given, cell = width, cell * shrink
-    leaves.append(MapHead(widths[-1], classes, size, cell, params.pool))
+    leaves.append(MapHead(given, classes, size, cell, params.pool))
     chain = Chain(leaves, module_bounds(params.depths))
     set_drop_path(chain, params.drop_path)
     return chain

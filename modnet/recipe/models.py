@@ -6,7 +6,7 @@ import os.path
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from modnet.recipe.fields import ByContent, KeyedIfSet
 from modnet.recipe.packages import PACKAGES, PREFIX
@@ -87,24 +87,31 @@ class VMoE(ViT):
 
 
 class ConvNet(Weighted):
-    """Small convolutional network of ``len(depths)`` modules; each after the first halves its maps and widens them.
+    """Small convolutional network of ``len(depths)`` modules, each of which first halves its maps and widens them.
 
-    A block is a residual branch of ``convs`` convolutions. ``cell``: the pixels, each way, that the stem sees as one.
+    A block is a residual branch of ``convs`` convolutions, after the widening one where it is a module's first. The
+    stem sees ``cell`` pixels each way as one and gives maps of ``width`` channels.
     """
 
     name: str = "convnet"
-    width: PositiveInt = 32  # channels of the first module
-    growth: PositiveFloat = 2.0  # of the channels, from module to module
-    depths: Depths = (1, 1, 1)
-    convs: PositiveInt = 2
+    width: PositiveInt = 32
+    growth: PositiveFloat = 2.0  # of the channels, in every module
+    depths: Depths = (1, 1)
+    convs: NonNegativeInt = 1
     cell: PositiveInt = 2
     pool: Literal["mean", "flat"] = "mean"  # flat: the classifier sees every cell of the last maps for itself
     drop_path: BelowOne = 0.0
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each module."""
-        return tuple(max(1, round(self.width * self.growth**i)) for i in range(len(self.depths)))
+        """Channels of each module's maps."""
+        return tuple(max(1, round(self.width * self.growth**i)) for i in range(1, len(self.depths) + 1))
+
+    @model_validator(mode="after")
+    def _no_empty_block(self) -> "ConvNet":
+        if not self.convs and max(self.depths) > 1:
+            raise ValueError("with convs: 0 only a module's first block holds anything: take depths of 1, or convs: 1")
+        return self
 
 
 TIMM_NAMES = {"efficientnet-lite0": "tf_efficientnet_lite0"}

@@ -38,8 +38,8 @@ def test_modules_hold_their_blocks_and_the_ends_stem_and_head() -> None:
     assert roles == [["stem", "block"], ["block", "block"], ["block", "head"]]
     flows = [str(module.gives) for module in build()]
     assert flows == [
-        "maps(channels=4, height=6, width=6)",
         "maps(channels=8, height=3, width=3)",
+        "maps(channels=16, height=2, width=2)",
         "logits(classes=5, per=image)",
     ]
 
@@ -51,13 +51,14 @@ def test_modules_hold_their_blocks_and_the_ends_stem_and_head() -> None:
     growth=st.sampled_from([1.0, 1.5, 2.0]),
     grid=st.integers(1, 7),
     cell=st.integers(1, 3),
-    convs=st.integers(1, 2),
+    convs=st.integers(0, 2),
     pool=st.sampled_from(["mean", "flat"]),
 )
 def test_what_flows_is_what_the_ports_say_and_parts_cost_what_the_whole_does(
     depths: list[int], width: int, growth: float, grid: int, cell: int, convs: int, pool: str
 ) -> None:
     port = Port.of("image", channels=1, size=grid * cell)
+    depths = depths if convs else [1] * len(depths)
     values = {"width": width, "growth": growth, "depths": tuple(depths), "cell": cell, "convs": convs, "pool": pool}
     chain = build(port, 3, **values).eval()
     x = images(grid * cell, channels=1)
@@ -73,10 +74,10 @@ def test_what_flows_is_what_the_ports_say_and_parts_cost_what_the_whole_does(
 
 def test_parameters_and_multiply_adds_by_hand() -> None:
     chain = build(Port.of("image", channels=1, size=8), 10, width=2, depths=(1, 1), pool="flat")
-    kernels = [(4, 2, 16), (2, 2, 16), (2, 2, 16), (2, 4, 4), (4, 4, 4), (4, 4, 4)]  # channels in, out, cells
+    kernels = [(4, 2, 16), (2, 4, 4), (4, 4, 4), (4, 8, 1), (8, 8, 1)]  # channels in and out, cells
     norms = 2 * sum(out for _, out, _ in kernels)
-    assert parameter_count(chain) == sum(9 * a * b for a, b, _ in kernels) + norms + 16 * 10 + 10
-    assert cost(chain, Port.of("image", channels=1, size=8)).macs == sum(9 * a * b * n for a, b, n in kernels) + 160
+    assert parameter_count(chain) == sum(9 * a * b for a, b, _ in kernels) + norms + 8 * 10 + 10
+    assert cost(chain, Port.of("image", channels=1, size=8)).macs == sum(9 * a * b * n for a, b, n in kernels) + 80
 
 
 def test_a_cut_is_taken_back_bit_for_bit_and_a_network_is_rebuilt_from_data() -> None:
@@ -110,13 +111,13 @@ def test_muon_gets_the_kernels_of_the_blocks() -> None:
     blocks = [i for i, leaf in enumerate(chain.leaves) if leaf.role == "block"]
     kernels = {name for name, p in chain.named_parameters() if p.ndim == 4 and int(name.partition(".")[0]) in blocks}
     assert declared_matrices(chain) == dict.fromkeys(kernels, 1)
-    assert len(kernels) == 2 * 4 + 2  # two of each block's branch, one of each transition
+    assert len(kernels) == 4 + 3  # one of each block's branch, one of each transition
 
 
 def test_a_frozen_twin_keeps_its_statistics_and_gradients_pass_it() -> None:
     chain = build()
     before = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
-    learner = build(width=4)[1]
+    learner = build()[1]
     inside = hybrid(chain, learner, at=1).train()
     inside(images(), Pass()).square().sum().backward()
     assert all(p.grad is not None for p in learner.parameters())
@@ -125,7 +126,7 @@ def test_a_frozen_twin_keeps_its_statistics_and_gradients_pass_it() -> None:
 
 def test_a_sample_skips_the_branch_by_its_own_draw() -> None:
     block = build(depths=(2,), convs=1, drop_path=0.5).leaves[2].train()
-    x = images(6, 64, 4).relu()
+    x = images(3, 64, 8).relu()
     full = Pass()
     kept = block(x, full) - x
     drawn = block(x, Pass(Key.of(1), torch.arange(64))) - x
@@ -155,6 +156,11 @@ def test_a_vit_learns_its_modules_between_stitches() -> None:
 def test_images_that_do_not_divide_are_refused() -> None:
     with pytest.raises(RequestError, match="12 x 12 pixels do not divide into cells of 5; cells that do: 1, 2, 3, 4"):
         build(cell=5)
+
+
+def test_blocks_without_anything_are_refused() -> None:
+    with pytest.raises(ValueError, match="only a module's first block holds anything"):
+        build(depths=(1, 2), convs=0)
 
 
 def test_the_smoke_size_keeps_the_modules() -> None:
