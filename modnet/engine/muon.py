@@ -52,6 +52,14 @@ def rate_factor(rows: int, columns: int, rule: str) -> float:
     return math.sqrt(max(1.0, rows / columns)) if rule == "original" else 0.2 * math.sqrt(max(rows, columns))
 
 
+def matrix_columns(parameter: Tensor) -> int:
+    """Columns of the matrices in a parameter: its last dimension, or all that an output channel of a kernel reads.
+
+    The kernel of a convolution (out, in, height, width) is a matrix of ``out`` rows (Jordan et al. 2024).
+    """
+    return parameter[0].numel() if parameter.ndim == 4 else parameter.shape[-1]
+
+
 class _Stack:
     """All matrices of one shape: their momentum and update, stacked, and views of both for each parameter.
 
@@ -172,14 +180,15 @@ def _stacks(matrices: Mapping[nn.Parameter, int]) -> list[_Stack | _Divided]:
     by_shape: dict[tuple[Any, ...], list[tuple[nn.Parameter, int]]] = defaultdict(list)
     apart: list[_Stack | _Divided] = []
     for param, count in matrices.items():
-        rows, rest = divmod(param.numel(), count * param.shape[-1])
+        columns = matrix_columns(param)
+        rows, rest = divmod(param.numel(), count * columns)
         if param.ndim < 2 or rest or not rows:
             raise ValueError(f"a parameter of shape {tuple(param.shape)} does not hold {count} equal matrices")
         if splits(param, len(param) // count):
-            apart.append(_Divided(param, rows, param.shape[-1]))
+            apart.append(_Divided(param, rows, columns))
         else:
             here = count * len(local(param)) // len(param)
-            by_shape[rows, param.shape[-1], param.dtype, param.device].append((param, here))
+            by_shape[rows, columns, param.dtype, param.device].append((param, here))
     return [_Stack(entries, rows, columns) for (rows, columns, *_), entries in by_shape.items()] + apart
 
 

@@ -6,7 +6,7 @@ import os.path
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from modnet.recipe.fields import ByContent, KeyedIfSet
 from modnet.recipe.packages import PACKAGES, PREFIX
@@ -86,6 +86,34 @@ class VMoE(ViT):
         return self
 
 
+class ConvNet(Weighted):
+    """Small convolutional network of ``len(depths)`` modules, each of which first halves its maps and widens them.
+
+    A block is a residual branch of ``convs`` convolutions, after the widening one where it is a module's first. The
+    stem sees ``cell`` pixels each way as one and gives maps of ``width`` channels.
+    """
+
+    name: str = "convnet"
+    width: PositiveInt = 32
+    growth: PositiveFloat = 2.0  # of the channels, in every module
+    depths: Depths = (1, 1)
+    convs: NonNegativeInt = 1
+    cell: PositiveInt = 2
+    pool: Literal["mean", "flat"] = "mean"  # flat: the classifier sees every cell of the last maps for itself
+    drop_path: BelowOne = 0.0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each module's maps."""
+        return tuple(max(1, round(self.width * self.growth**i)) for i in range(1, len(self.depths) + 1))
+
+    @model_validator(mode="after")
+    def _no_empty_block(self) -> "ConvNet":
+        if not self.convs and max(self.depths) > 1:
+            raise ValueError("with convs: 0 only a module's first block holds anything: take depths of 1, or convs: 1")
+        return self
+
+
 TIMM_NAMES = {"efficientnet-lite0": "tf_efficientnet_lite0"}
 """Names of our own for timm's networks."""
 
@@ -137,6 +165,11 @@ def _small_vmoe(params: VMoE, factor: int) -> VMoE:
     left = [place for place in held if place < depth] or [depth - 1]
     assert isinstance(small, VMoE)
     return small if len(left) == depth else small.changed(placement=left)
+
+
+def _small_convnet(params: ConvNet, factor: int) -> ConvNet:
+    """One block a module, widths divided by the recipe's common factor; no weights fit this size."""
+    return params.changed(width=max(2, params.width // factor), depths=(1,) * len(params.depths), weights=None)
 
 
 def _unloaded_timm(params: Timm, factor: int) -> Timm:
@@ -198,6 +231,13 @@ for _name, _width, _heads, _depth, _hidden, _patch, _placement in (
         placement=_placement,
         router={"name": "vmoe"},
     )
+MODELS.register(
+    "convnet",
+    ConvNet,
+    "modnet.models.convnet:convnet",
+    smoke=_small_convnet,
+    about="small convolutional network: a stem that sees cells, residual blocks, batch norm",
+)
 MODELS.register(
     "timm:",
     Timm,

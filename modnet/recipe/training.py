@@ -38,7 +38,7 @@ class SGD(Params):
 
 
 class Muon(Params):
-    """Orthogonalised momentum on the blocks' matrices (views that leaves declare), AdamW on all else."""
+    """Orthogonalised momentum on the blocks' matrices and kernels (views that leaves declare), AdamW on all else."""
 
     name: Literal["muon"] = "muon"
     lr: PositiveFloat = 0.02

@@ -102,6 +102,42 @@ def test_rate_factor() -> None:
     assert rate_factor(1, 4, "match_rms_adamw") == pytest.approx(0.4)
 
 
+class Kernels(Module):
+    """Two convolutions, one of whose kernels lies in memory channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.second = nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)
+
+    def matrices(self) -> dict[str, int]:
+        return {"first.weight": 1, "second.weight": 1}
+
+
+def test_a_kernel_moves_as_the_matrix_of_all_that_an_output_channel_reads() -> None:
+    params = training.Muon(lr=0.02, weight_decay=0.1)
+    with Key.of(2).forked():
+        chain = Chain([Kernels()])
+    optimizer = muon(params, chain)
+    assert isinstance(optimizer, Muon)
+    optimizer.dtype = torch.bfloat16
+    named = {name: p for name, p in chain.named_parameters() if p.ndim == 4}
+    theirs = {name: nn.Parameter(p.detach().flatten(1)) for name, p in named.items()}
+    reference = torch.optim.Muon(theirs.values(), lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
+    start = {name: p.detach().clone() for name, p in theirs.items()}
+    for step in range(6):
+        set_gradients(chain, step)
+        for name, p in theirs.items():
+            grad = named[name].grad
+            assert grad is not None
+            p.grad = grad.flatten(1)
+        optimizer.step()
+        reference.step()
+    for name, p in theirs.items():
+        moved = (p.detach() - start[name]).norm()
+        assert float((named[name].detach().flatten(1) - p.detach()).norm() / moved) < 0.01, name
+
+
 def test_schedules_reach_every_group() -> None:
     chain = chain_of()
     optimizer = muon(training.Muon(lr=0.02, weight_decay=0.1), chain)
