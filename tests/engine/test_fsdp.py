@@ -35,7 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Muon in float32: bfloat16 turns the last bits of a gradient into a hundredth of an update."""
+    """Muon in float32: in bfloat16 the last bits of a gradient would show."""
     monkeypatch.setattr("modnet.engine.choices.fastest_dtype", lambda device: (torch.float32, "a test"))
 
 
