@@ -37,12 +37,13 @@ STUDENT: Student = (48, 2)
 
 @dataclass(frozen=True)
 class Case:
-    """How many modules, teacher blocks in each, and what is to be reached."""
+    """How many modules, teacher blocks in each, what is to be reached, and in how many steps it is measured."""
 
     count: int
     blocks: int
     fused: Aim
     replayed: Aim
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
@@ -50,7 +51,7 @@ class Case:
         return f"K = {self.count}, teacher {self.blocks} blocks"
 
 
-CASES = (Case(4, 2, faster(1.15), faster(1.7)), Case(10, 3, faster(1.25), faster(2.0)))
+CASES = (Case(4, 2, faster(1.15), faster(1.7)), Case(10, 3, faster(1.25), faster(2.0), steps=STEPS // 2))
 
 
 class Phase:
@@ -126,7 +127,7 @@ def modules(repeats: int) -> list[Finding]:
 
 
 def _case(case: Case, repeats: int) -> list[Comparison]:
-    phase = Phase(case.count, case.blocks)
+    phase = Phase(case.count, case.blocks, case.steps)
     with tempfile.TemporaryDirectory() as home:
         stored = phase.replayed(Path(home))
         calls: list[Call] = [

@@ -31,7 +31,7 @@ def toy_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (loading, script):  # without workers: they take seconds to start
         monkeypatch.setattr(module, "WORKERS", 0)
     monkeypatch.setattr(steps, "CHECKPOINT_STEPS", 3)
-    monkeypatch.setattr(modules, "CASES", (modules.Case(2, 1, faster(1.15), faster(1.7)),))
+    monkeypatch.setattr(modules, "CASES", (modules.Case(2, 1, faster(1.15), faster(1.7), steps=2),))
     monkeypatch.setattr(modules.Phase.__init__, "__defaults__", (2,))
     for name, value in (("COUNT", 2), ("BLOCKS", 1), ("STEPS", 2), ("SEEDS", range(2)), ("WIDTHS", (32,))):
         monkeypatch.setattr(sweeps, name, value)
