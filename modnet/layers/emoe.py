@@ -95,7 +95,7 @@ class NormedKeysGate(EMoEGate):
     """
 
     by_keys = True
-    params: NormedKeys  # type: ignore[assignment]
+    params: NormedKeys
 
     def __init__(self, width: int, experts: int, top_k: int, params: NormedKeys) -> None:
         nn.Module.__init__(self)
@@ -104,8 +104,10 @@ class NormedKeysGate(EMoEGate):
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
         assert keys is not None
         dtype = torch.promote_types(x.dtype, torch.float32)
-        products = F.linear(x.detach().to(dtype), keys.detach().to(dtype).flatten(0, 1))
-        return products.unflatten(1, keys.shape[:2]).norm(dim=-1)
+        every = gathered(keys.detach()).to(dtype)
+        products = F.linear(x.detach().to(dtype), every.flatten(0, 1))
+        lengths: Tensor = products.unflatten(1, every.shape[:2]).norm(dim=-1)
+        return lengths
 
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
         indices = noisy.topk(self.top_k, dim=-1).indices
