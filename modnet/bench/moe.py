@@ -65,7 +65,7 @@ def mixtral(repeats: int) -> Finding:
     """SwiGLU experts, top 2 of 8, against the sparse block of Hugging Face's Mixtral as that library runs it."""
     name = "moe Mixtral"
     try:
-        theirs = only_tokens(mixtral_block(WIDTH, HIDDEN, EXPERTS, 2))
+        theirs = only_tokens(mixtral_block(WIDTH, HIDDEN, EXPERTS, 2))  # as whole models are run by default
     except ImportError:
         return Skipped(name, "transformers is not installed")
     x = _tokens(32, TOKENS // 32, WIDTH)
@@ -78,9 +78,12 @@ def mixtral_block(width: int, hidden: int, experts: int, top_k: int) -> Any:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-    sizes = {"hidden_size": width, "intermediate_size": hidden}
+    config = MixtralConfig(
+        hidden_size=width, intermediate_size=hidden, num_local_experts=experts, num_experts_per_tok=top_k
+    )
+    config._experts_implementation = "grouped_mm"  # what a whole model chooses where nothing is asked for
     with Key.of(0, "bench mixtral").forked():
-        block = MixtralSparseMoeBlock(MixtralConfig(**sizes, num_local_experts=experts, num_experts_per_tok=top_k))
+        block = MixtralSparseMoeBlock(config)
     for parameter in block.parameters():  # some of which the library leaves uninitialised
         parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=Key.of(0).generator()))
     return block.train()
