@@ -94,7 +94,7 @@ class NormedKeysGate(EMoEGate):
     """
 
     by_keys = True
-    params: NormedKeys  # type: ignore[assignment]
+    params: NormedKeys
 
     def __init__(self, width: int, experts: int, top_k: int, params: NormedKeys) -> None:
         nn.Module.__init__(self)
@@ -104,7 +104,8 @@ class NormedKeysGate(EMoEGate):
         assert keys is not None
         dtype = torch.promote_types(x.dtype, torch.float32)
         products = F.linear(x.detach().to(dtype), keys.detach().to(dtype).flatten(0, 1))
-        return products.unflatten(1, keys.shape[:2]).norm(dim=-1)
+        out: Tensor = torch.linalg.vector_norm(products.unflatten(1, keys.shape[:2]), dim=-1)
+        return out
 
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
         indices = noisy.topk(self.top_k, dim=-1).indices
