@@ -48,14 +48,10 @@ def _figure(width: float, height: float, title: str, **grid: Any) -> tuple[Figur
 
 def _panels(layers: Layers, width: float, height: float, title: str, **grid: Any) -> tuple[Figure, list[Any]]:
     """A panel of so many inches for each layer, in rows of at most ``ACROSS``."""
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     columns = min(ACROSS, len(layers))
     rows = -(-len(layers) // columns)
     figure, axes = _figure(width * columns, height * rows + 0.3, title, nrows=rows, ncols=columns, **grid)
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(h_pad=0.08)  # or a panel's label touches the title of the one below
+    figure.set_layout_engine("constrained", h_pad=0.08)  # or a panel's label touches the title of the one below
     for empty in axes.flat[len(layers) :]:
         empty.set_visible(False)
     return figure, list(axes.flat[: len(layers)])
