@@ -10,16 +10,16 @@ from modnet.recipe.models import ConvNet
 
 
 def convnet(params: ConvNet, port: Port, classes: int) -> Chain:
-    """A convolutional network for images of ``port``; every module first halves its maps and widens them.
+    """A convolutional network for images of ``port``; modules begin by halving maps and widening them.
 
     Raises RequestError for images that do not divide into cells of ``params.cell`` pixels.
     """
     size, channels = image_size(port)
     given, cell = params.width, params.cell
     leaves: list[Module] = [CellStem(channels, size, given, cell)]
-    for width, depth in zip(params.widths, params.depths, strict=True):
+    for module, (width, depth) in enumerate(zip(params.widths, params.depths, strict=True)):
         for block in range(depth):
-            shrink = 1 if block else 2
+            shrink = 2 if not block and (module or params.halve == "all") else 1
             leaves.append(ConvBlock(given, width, size, cell, shrink, params.convs))
             given, cell = width, cell * shrink
     leaves.append(MapHead(given, classes, size, cell, params.pool))

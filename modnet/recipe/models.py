@@ -87,17 +87,18 @@ class VMoE(ViT):
 
 
 class ConvNet(Weighted):
-    """Small convolutional network of ``len(depths)`` modules, each of which first halves its maps and widens them.
+    """Small convolutional network of ``len(depths)`` modules, which begin by halving and widening maps.
 
-    A block is a residual branch of ``convs`` convolutions, after the widening one where it is a module's first. The
+    A block is a residual branch of ``convs`` convolutions, behind the widening one where it is a module's first. The
     stem sees ``cell`` pixels each way as one and gives maps of ``width`` channels.
     """
 
     name: str = "convnet"
     width: PositiveInt = 32
-    growth: PositiveFloat = 2.0  # of the channels, in every module
+    growth: PositiveFloat = 2.0  # of the channels, where maps are halved
     depths: Depths = (1, 1)
     convs: NonNegativeInt = 1
+    halve: Literal["all", "later"] = "later"  # which modules halve and widen: all, or all but the first
     cell: PositiveInt = 2
     pool: Literal["mean", "flat"] = "mean"  # flat: the classifier sees every cell of the last maps for itself
     drop_path: BelowOne = 0.0
@@ -105,12 +106,13 @@ class ConvNet(Weighted):
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each module's maps."""
-        return tuple(max(1, round(self.width * self.growth**i)) for i in range(1, len(self.depths) + 1))
+        first = 1 if self.halve == "all" else 0
+        return tuple(max(1, round(self.width * self.growth**i)) for i in range(first, first + len(self.depths)))
 
     @model_validator(mode="after")
     def _no_empty_block(self) -> "ConvNet":
-        if not self.convs and max(self.depths) > 1:
-            raise ValueError("with convs: 0 only a module's first block holds anything: take depths of 1, or convs: 1")
+        if not self.convs and (max(self.depths) > 1 or self.halve != "all"):
+            raise ValueError("with convs: 0 only blocks that halve hold anything: take depths of 1 and halve: all")
         return self
 
 

@@ -38,8 +38,8 @@ def test_modules_hold_their_blocks_and_the_ends_stem_and_head() -> None:
     assert roles == [["stem", "block"], ["block", "block"], ["block", "head"]]
     flows = [str(module.gives) for module in build()]
     assert flows == [
+        "maps(channels=4, height=6, width=6)",
         "maps(channels=8, height=3, width=3)",
-        "maps(channels=16, height=2, width=2)",
         "logits(classes=5, per=image)",
     ]
 
@@ -52,14 +52,24 @@ def test_modules_hold_their_blocks_and_the_ends_stem_and_head() -> None:
     grid=st.integers(1, 7),
     cell=st.integers(1, 3),
     convs=st.integers(0, 2),
+    halve=st.sampled_from(["all", "later"]),
     pool=st.sampled_from(["mean", "flat"]),
 )
 def test_what_flows_is_what_the_ports_say_and_parts_cost_what_the_whole_does(
-    depths: list[int], width: int, growth: float, grid: int, cell: int, convs: int, pool: str
+    depths: list[int], width: int, growth: float, grid: int, cell: int, convs: int, halve: str, pool: str
 ) -> None:
     port = Port.of("image", channels=1, size=grid * cell)
-    depths = depths if convs else [1] * len(depths)
-    values = {"width": width, "growth": growth, "depths": tuple(depths), "cell": cell, "convs": convs, "pool": pool}
+    if not convs:
+        depths, halve = [1] * len(depths), "all"
+    values = {
+        "width": width,
+        "growth": growth,
+        "depths": tuple(depths),
+        "cell": cell,
+        "convs": convs,
+        "pool": pool,
+        "halve": halve,
+    }
     chain = build(port, 3, **values).eval()
     x = images(grid * cell, channels=1)
     for leaf in chain.leaves:
@@ -74,10 +84,10 @@ def test_what_flows_is_what_the_ports_say_and_parts_cost_what_the_whole_does(
 
 def test_parameters_and_multiply_adds_by_hand() -> None:
     chain = build(Port.of("image", channels=1, size=8), 10, width=2, depths=(1, 1), pool="flat")
-    kernels = [(4, 2, 16), (2, 4, 4), (4, 4, 4), (4, 8, 1), (8, 8, 1)]  # channels in and out, cells
+    kernels = [(4, 2, 16), (2, 2, 16), (2, 4, 4), (4, 4, 4)]  # channels in and out, cells
     norms = 2 * sum(out for _, out, _ in kernels)
-    assert parameter_count(chain) == sum(9 * a * b for a, b, _ in kernels) + norms + 8 * 10 + 10
-    assert cost(chain, Port.of("image", channels=1, size=8)).macs == sum(9 * a * b * n for a, b, n in kernels) + 80
+    assert parameter_count(chain) == sum(9 * a * b for a, b, _ in kernels) + norms + 16 * 10 + 10
+    assert cost(chain, Port.of("image", channels=1, size=8)).macs == sum(9 * a * b * n for a, b, n in kernels) + 160
 
 
 def test_a_cut_is_taken_back_bit_for_bit_and_a_network_is_rebuilt_from_data() -> None:
@@ -111,7 +121,7 @@ def test_muon_gets_the_kernels_of_the_blocks() -> None:
     blocks = [i for i, leaf in enumerate(chain.leaves) if leaf.role == "block"]
     kernels = {name for name, p in chain.named_parameters() if p.ndim == 4 and int(name.partition(".")[0]) in blocks}
     assert declared_matrices(chain) == dict.fromkeys(kernels, 1)
-    assert len(kernels) == 4 + 3  # one of each block's branch, one of each transition
+    assert len(kernels) == 4 + 2  # one of each block's branch, one of each transition
 
 
 def test_a_frozen_twin_keeps_its_statistics_and_gradients_pass_it() -> None:
@@ -125,8 +135,8 @@ def test_a_frozen_twin_keeps_its_statistics_and_gradients_pass_it() -> None:
 
 
 def test_a_sample_skips_the_branch_by_its_own_draw() -> None:
-    block = build(depths=(2,), convs=1, drop_path=0.5).leaves[2].train()
-    x = images(3, 64, 8).relu()
+    block = build(depths=(2,), drop_path=0.5).leaves[2].train()
+    x = images(6, 64, 4).relu()
     full = Pass()
     kept = block(x, full) - x
     drawn = block(x, Pass(Key.of(1), torch.arange(64))) - x
@@ -158,9 +168,15 @@ def test_images_that_do_not_divide_are_refused() -> None:
         build(cell=5)
 
 
-def test_blocks_without_anything_are_refused() -> None:
-    with pytest.raises(ValueError, match="only a module's first block holds anything"):
-        build(depths=(1, 2), convs=0)
+@pytest.mark.parametrize("values", [{"depths": (1, 2), "halve": "all"}, {"depths": (1, 1)}])
+def test_blocks_without_anything_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="only blocks that halve hold anything"):
+        build(convs=0, **values)
+
+
+def test_all_modules_can_halve() -> None:
+    flows = [leaf.gives for leaf in build(depths=(1, 1), convs=0, halve="all").leaves[:-1]]
+    assert flows == [Port.of("maps", channels=c, height=s, width=s) for c, s in ((4, 6), (8, 3), (16, 2))]
 
 
 def test_the_smoke_size_keeps_the_modules() -> None:
