@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ from modnet.surgery.stitching import stitched
 PORT = Port.of("image", channels=3, size=12)
 
 
-def build(port: Port = PORT, classes: int = 5, **values: object) -> Chain:
+def build(port: Port = PORT, classes: int = 5, **values: Any) -> Chain:
     with Key.of(3).forked():
         return convnet(ConvNet.model_validate({"width": 4, "depths": (1, 2, 1), **values}), port, classes)
 
@@ -169,7 +171,7 @@ def test_images_that_do_not_divide_are_refused() -> None:
 
 
 @pytest.mark.parametrize("values", [{"depths": (1, 2), "halve": "all"}, {"depths": (1, 1)}])
-def test_blocks_without_anything_are_refused(values: dict[str, object]) -> None:
+def test_blocks_without_anything_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="only blocks that halve hold anything"):
         build(convs=0, **values)
 
