@@ -51,9 +51,9 @@ def bench(
         for name in chosen:
             console.print(f"measuring {name}", highlight=False)
             found += SUBJECTS[name](repeats)
+            if save is not None:  # after every subject, so that none is lost
+                atomic_write_json(save, {"machine": machine(), "comparisons": [c.plain() for c in found]})
     console.print(bench_table(found))
     for line in (*told(found), *(changes(found, before) if compare else ())):
         console.print(line, highlight=False, markup=False)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
-    if save is not None:
-        atomic_write_json(save, {"machine": machine(), "comparisons": [c.plain() for c in found]})
