@@ -23,6 +23,7 @@ class StackedLinear(PerExpert):
         self.register_parameter("bias", nn.Parameter(torch.zeros(experts, out)) if bias else None)
 
     def compute(self, x: Tensor, ends: Tensor) -> Tensor:
+        """Rows (M, in), sorted by expert up to ``ends`` (E,), to (M, out), in autocast's dtype where it is on."""
         bias: Tensor | None = getattr(self, "bias", None)
         weight, bias = held(self.weight), None if bias is None else held(bias)
         parts: tuple[Tensor, Tensor, Tensor | None]
