@@ -8,21 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from modnet.engine.checkpoint import Checkpoints
 from modnet.engine.ranks import Team
 from modnet.engine.sharding import Degrees, shard
 from modnet.errors import RequestError
 from modnet.recipe.stages import Parallel
-from modnet.recipe.training import SGD, AdamW, Muon
+from modnet.recipe.training import SGD, Muon
 from modnet.surgery.freezing import only_head
-from tests.engine.toy import weights
-from tests.engine.toy_experts import expert_job, run, same, shared
+from tests.engine.toy_experts import PLAIN, STEADY, expert_job, run, same, shared
 from tests.ranks import in_processes
 
+pytestmark = pytest.mark.usefixtures("exact_muon")
 TWO: dict[str, Any] = {"experts": 2}
 ONE_STEP: dict[str, Any] = {"optimizer": SGD(lr=0.1)}
-STEADY = AdamW(lr=0.01, eps=0.01)  # where a gradient is zero, rounding does not decide
-PLAIN = {"router": "renormalised"}  # balance is not that of the whole batch where it is divided into micro-batches
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": SGD(lr=0.1)},
     "micro": {"optimizer": SGD(lr=0.1), "accumulate": 2, "model": PLAIN},
@@ -31,12 +28,6 @@ CASES: dict[str, dict[str, Any]] = {
     "attention": {"optimizer": SGD(lr=0.1), "model": None},
     "keys": {"optimizer": SGD(lr=0.1), "model": {"router": {"name": "avg-k"}}},
 }
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Muon in float32: in bfloat16 the last bits of a gradient would show."""
-    monkeypatch.setattr("modnet.engine.choices.fastest_dtype", lambda device: (torch.float32, "a test"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,26 +43,6 @@ def test_four_processes_hold_two_copies_of_every_expert(tmp_path: Path) -> None:
     job, _ = run(tmp_path / "alone", **ONE_STEP)
     for found, _ in in_processes(4, shared, tmp_path / "four", TWO, ONE_STEP):
         assert same(found, job, 1e-5)
-
-
-@pytest.mark.parametrize("optimizer", [STEADY, Muon(others=STEADY)], ids=["adamw", "muon"])
-def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(optimizer: Any, tmp_path: Path) -> None:
-    begun: dict[str, Any] = {"optimizer": optimizer, "ema": 0.9, "select": "best"}
-    goes_on = {**begun, "epochs": 2}
-    job, _ = run(tmp_path / "alone", **goes_on)
-    one, two = tmp_path / "one", tmp_path / "two"
-    run(one, **begun)
-    in_processes(2, shared, two, TWO, begun)
-    stored = [Checkpoints(folder, "toy").load() for folder in (one, two)]
-    for part in ("weights", "optimizer"):
-        left, right = (getattr(checkpoint, part) for checkpoint in stored)
-        assert {name: t.shape for name, t in left.items()} == {name: t.shape for name, t in right.items()}
-        assert all(torch.allclose(t, right[name], atol=1e-3) for name, t in left.items())
-    again, _ = run(two, **goes_on)  # what two processes saved, one reads
-    spread = in_processes(2, shared, one, TWO, goes_on)  # and the other way
-    trained = {name: tensor.numpy() for name, tensor in weights(again).items()}
-    for found in (trained, spread[0][0], spread[1][0]):
-        assert same(found, job, 1e-3)
 
 
 def test_degrees_follow_the_number_of_processes() -> None:

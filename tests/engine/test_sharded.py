@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from modnet.chain import Chain, describe, parameter_count
+from modnet.engine.checkpoint import Checkpoints
 from modnet.engine.divided import local
 from modnet.engine.ranks import join
 from modnet.engine.sharding import shard
 from modnet.recipe.stages import Parallel
-from tests.engine.toy_experts import expert_chain, expert_job
+from modnet.recipe.training import Muon
+from tests.engine.toy import weights
+from tests.engine.toy_experts import STEADY, expert_chain, expert_job, run, same, shared
 from tests.ranks import in_processes
 
 
@@ -48,3 +52,27 @@ def test_a_divided_network_is_held_in_parts_and_restored(parallel: dict[str, Any
     shared = everything - experts if parallel == {"experts": 2} else 0  # what both processes hold
     assert sum(held for held, _, _ in found) == everything + shared
     assert [whole for _, whole, _ in found] == [shared, shared]
+
+
+@pytest.mark.usefixtures("exact_muon")
+@pytest.mark.parametrize("parallel", [{"experts": 2}, {"fsdp": 2}], ids=["experts", "fsdp"])
+@pytest.mark.parametrize("optimizer", [STEADY, Muon(others=STEADY)], ids=["adamw", "muon"])
+def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(
+    optimizer: Any, parallel: dict[str, int], tmp_path: Path
+) -> None:
+    begun: dict[str, Any] = {"optimizer": optimizer, "ema": 0.9, "select": "best"}
+    goes_on = {**begun, "epochs": 2}
+    job, _ = run(tmp_path / "alone", **goes_on)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(one, **begun)
+    in_processes(2, shared, two, parallel, begun)
+    stored = [Checkpoints(folder, "toy").load() for folder in (one, two)]
+    for part in ("weights", "optimizer"):
+        left, right = (getattr(checkpoint, part) for checkpoint in stored)
+        assert {name: t.shape for name, t in left.items()} == {name: t.shape for name, t in right.items()}
+        assert all(torch.allclose(t, right[name], atol=1e-3) for name, t in left.items())
+    again, _ = run(two, **goes_on)  # what two processes saved, one reads
+    spread = in_processes(2, shared, one, parallel, goes_on)  # and the other way
+    trained = {name: tensor.numpy() for name, tensor in weights(again).items()}
+    for found in (trained, spread[0][0], spread[1][0]):
+        assert same(found, job, 1e-3)

@@ -24,12 +24,14 @@ from modnet.randomness import Key
 from modnet.recipe.models import VMoE
 from modnet.recipe.moduleformer import ModuleFormer
 from modnet.recipe.stages import Parallel, Train
-from modnet.recipe.training import SGD, Schedule
+from modnet.recipe.training import SGD, AdamW, Schedule
 from modnet.registry import Params
 from tests.engine.toy import quiet, weights
 
 COUNT, BATCH, CLASSES, VOCAB, LENGTH = 48, 12, 3, 5, 6
 VISION: Mapping[str, Any] = {}
+STEADY = AdamW(lr=0.01, eps=0.01)  # where a gradient is zero, rounding does not decide
+PLAIN = {"router": "renormalised"}  # balance is not that of the whole batch where it is divided into micro-batches
 ROUTER = {"name": "renormalised", "switch": 0.1, "importance": 0.1, "balance_scope": "global"}
 
 
