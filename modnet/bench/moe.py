@@ -56,8 +56,8 @@ def moe(repeats: int) -> list[Finding]:
         x = _tokens(32, TOKENS // 32, WIDTH).to(dtype).detach().requires_grad_()
         layer, dense = _layers(top_k, dtype)
         name = f"moe top {top_k} {str(dtype).removeprefix('torch.')}"
-        ours = (f"{EXPERTS} experts, sorted", _step(_passing(layer), x))
-        found.append(compare(name, ours, ("dense MLP of equal FLOPs", _step(dense, x)), repeats, aim))
+        ours = (f"{EXPERTS} experts, sorted", _step(layer, _passing(layer), x))
+        found.append(compare(name, ours, ("dense MLP of equal FLOPs", _step(dense, dense, x)), repeats, aim))
     return [*found, mixtral(repeats), one_hot(repeats), routing(repeats)]
 
 
@@ -65,12 +65,14 @@ def mixtral(repeats: int) -> Finding:
     """SwiGLU experts, top 2 of 8, against the sparse block of Hugging Face's Mixtral as that library runs it."""
     name = "moe Mixtral"
     try:
-        theirs = only_tokens(mixtral_block(WIDTH, HIDDEN, EXPERTS, 2))  # as whole models are run by default
+        theirs = mixtral_block(WIDTH, HIDDEN, EXPERTS, 2)
     except ImportError:
         return Skipped(name, "transformers is not installed")
     x = _tokens(32, TOKENS // 32, WIDTH)
-    ours = (f"{EXPERTS} SwiGLU experts, sorted", _step(_passing(swiglu_layer(WIDTH, HIDDEN, EXPERTS, 2)), x))
-    return compare(name, ours, ("transformers' Mixtral block", _step(theirs, x)), repeats, faster(1.0))
+    layer = swiglu_layer(WIDTH, HIDDEN, EXPERTS, 2)
+    ours = (f"{EXPERTS} SwiGLU experts, sorted", _step(layer, _passing(layer), x))
+    baseline = ("transformers' Mixtral block", _step(theirs, only_tokens(theirs), x))
+    return compare(name, ours, baseline, repeats, faster(1.0))
 
 
 def mixtral_block(width: int, hidden: int, experts: int, top_k: int) -> Any:
@@ -111,8 +113,8 @@ def one_hot(repeats: int) -> Finding:
     layer, _ = _layers(1, torch.float32)
     x = _tokens(32, TOKENS // 32, WIDTH)
     slow = OneHot(layer)
-    ours = (f"{EXPERTS} experts, sorted", _step(_passing(layer), x))
-    return compare("moe one-hot", ours, ("one-hot products", _step(_passing(slow), x)), repeats, faster(8))
+    ours = (f"{EXPERTS} experts, sorted", _step(layer, _passing(layer), x))
+    return compare("moe one-hot", ours, ("one-hot products", _step(slow, _passing(slow), x)), repeats, faster(8))
 
 
 def routing(repeats: int) -> Finding:
@@ -122,8 +124,10 @@ def routing(repeats: int) -> Finding:
     x = _tokens(32, TOKENS // 32, NARROW)
     where = plan(layer.gate(x.detach().flatten(0, 1)).indices, EXPERTS)
     rows = dispatch(x.detach().flatten(0, 1), where).requires_grad_()
-    whole, inside = turns([_step(_passing(layer), x), _step(lambda r: layer.experts(r, where.ends), rows)], repeats)
-    shares = tuple(1 - experts / all_of_it for all_of_it, experts in zip(whole, inside, strict=True))
+    experts = layer.experts
+    ways = [_step(layer, _passing(layer), x), _step(experts, lambda r: experts(r, where.ends), rows)]
+    whole, inside = turns(ways, repeats)
+    shares = tuple(1 - part / all_of_it for all_of_it, part in zip(whole, inside, strict=True))
     return Measure("moe routing", f"router, sorting and combining at width {NARROW}", "of the layer's time", shares)
 
 
@@ -142,6 +146,12 @@ def _layers(top_k: int, dtype: torch.dtype) -> tuple[MoE, MLP]:
         return layer, MLP(WIDTH, HIDDEN * top_k).to(dtype)
 
 
-def _step(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
-    """Forward and backward, as a training step has them."""
-    return lambda: forward(x).sum().backward()
+def _step(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    """Forward and backward, as a training step has them: no gradients are left of the step before."""
+
+    def step() -> None:
+        module.zero_grad()
+        x.grad = None
+        forward(x).sum().backward()
+
+    return step

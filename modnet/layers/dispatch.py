@@ -152,11 +152,12 @@ class _Combine(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, weights, rows, pairs = ctx.saved_tensors
-        to_y = grad.index_select(0, pairs // rows.shape[1]).mul_(weights.flatten()[pairs][:, None])
+        to_y = grad.index_select(0, pairs // rows.shape[1])
         to_weights = None
-        if ctx.needs_input_grad[1]:
-            columns = [(y.index_select(0, rows[:, k]) * grad).sum(1) for k in range(rows.shape[1])]
-            to_weights = torch.stack(columns, dim=1)
+        if ctx.needs_input_grad[1]:  # of a pair without a row: 0
+            found = (y * to_y).sum(1)
+            to_weights = found.new_zeros(weights.numel()).index_copy_(0, pairs, found).view_as(weights)
+        to_y *= weights.flatten()[pairs][:, None]
         return to_y, to_weights, None, None
 
 
@@ -180,20 +181,19 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor)
 @torch.library.custom_op("modnet::grouped_outer", mutates_args=())
 def grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of each expert's weight (E, out, in) and bias (E, out), from grad (M, out) and x (M, in)."""
-    weight = grad.new_zeros(len(ends), grad.shape[1], x.shape[1])
-    bias = grad.new_zeros(len(ends), grad.shape[1])
-    for e, rows in _segments(ends):
+    weight = grad.new_empty(len(ends), grad.shape[1], x.shape[1])
+    bias = grad.new_empty(len(ends), grad.shape[1])
+    for e, rows in _segments(ends):  # without rows: sums of nothing, zeros
         torch.mm(grad[rows].t(), x[rows], out=weight[e])
         torch.sum(grad[rows], 0, out=bias[e])
     return weight, bias
 
 
 def _segments(ends: Tensor) -> Iterator[tuple[int, slice]]:
-    """Experts that have rows, and these rows."""
+    """Every expert and its rows, which may be none."""
     start = 0
     for e, end in enumerate(ends.tolist()):
-        if end > start:
-            yield e, slice(start, end)
+        yield e, slice(start, end)
         start = end
 
 
