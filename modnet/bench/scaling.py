@@ -1,6 +1,9 @@
 """Two processes against one, each on one thread: modules spread over them, and a batch shared by them.
 
-Processes are started once and time themselves from a common start, so that starting Python does not count.
+What two processes could reach at most stands beside it: the FLOPs of all modules over those of the busier process,
+as one process that trains all of them computes the frozen front once; two processes that each do the whole work of
+one and talk to nobody (what the machine gives); two that each train on halves of the batches alone (what a step loses
+with half of the images). Processes are started once and time themselves, so that starting Python does not count.
 """
 
 from __future__ import annotations
@@ -8,17 +11,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import time
+from collections.abc import Iterable, Sequence
+from functools import partial
 from multiprocessing.queues import Queue
-from typing import Any
+from typing import Self
 
 import torch
 
 from modnet.bench.modules import Phase
 from modnet.bench.networks import BATCH, network, random_data, run_job
-from modnet.bench.pairs import Comparison, Finding, faster
+from modnet.bench.pairs import Call, Comparison, Finding, Measure, faster, rounds, timed
 from modnet.data.loaders import TrainBatches
-from modnet.engine.ranks import dealt, join
+from modnet.engine.ranks import SOLO, Team, dealt, join
+from modnet.evaluation.cost import flop_counter
 from modnet.methods.base import module_name
 from modnet.methods.m2mkd import M2mkdObjective
 from modnet.methods.supervised import TRACK, WholeNetwork
@@ -26,71 +31,106 @@ from modnet.randomness import Key
 from modnet.recipe.stages import Train
 from modnet.recipe.training import AdamW, Schedule
 
-MODULES, BLOCKS, STEPS = 4, 2, 6
+MODULES, BLOCKS, STEPS = 4, 2, 12
 
 
 def scaling(repeats: int) -> list[Finding]:
-    """How many times as fast two processes are as one; 2 would be ideal on two idle cores."""
-    ways = {"modules": ("modules spread over", faster(1.85)), "data": ("batches shared by", faster(1.7))}
-    found: list[Finding] = []
-    for way, (told, aim) in ways.items():
-        alone, together = (tuple(_timed(way, count, repeats)) for count in (1, 2))
-        found.append(Comparison(f"scaling {way}", f"{told} 2 processes", "1 process", together, alone, aim))
-    return found
+    """How many times as fast two processes are as one, and the most they could be; 2 needs two idle cores."""
+    with Crew(1) as one, Crew(2) as two:
+        calls = [
+            *(partial(one.timed, way) for way in ("modules", "data")),
+            *(partial(two.timed, way) for way in ("modules", "data", "whole", "halves")),
+        ]
+        modules, data, spread, shared, whole, halves = rounds(calls, repeats + 1, untimed=1)
+    machine = tuple(2 * alone / both for alone, both in zip(modules, whole, strict=True))
+    apart = tuple(alone / both for alone, both in zip(data, halves, strict=True))
+    rate = "times the rate of one"
+    return [
+        Comparison("scaling modules", "modules spread over 2 processes", "1 process", spread, modules, faster(1.85)),
+        Measure("scaling, by FLOPs", "all modules over the share of the busier of 2 processes", "times", (by_flops(),)),
+        Measure("scaling, what the machine gives", "2 processes that each train all modules", rate, machine),
+        Comparison("scaling data", "batches shared by 2 processes", "1 process", shared, data, faster(1.7)),
+        Measure("scaling, halves", "2 processes that each train on half batches", rate, apart),
+    ]
 
 
-def _timed(way: str, count: int, repeats: int) -> list[float]:
-    """Seconds of each repeat: of the slowest process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    queue: Queue[Any] = context.Queue()
-    ranks = [context.Process(target=_work, args=(rank, way, count, port, repeats, queue)) for rank in range(count)]
-    for rank in ranks:
-        rank.start()
-    each = [queue.get(timeout=3600) for _ in ranks]
-    for rank in ranks:
-        rank.join()
-    return [max(times) for times in zip(*each, strict=True)]
+class Crew:
+    """Processes of one thread each that wait for work and time it together."""
+
+    def __init__(self, count: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        self.times: Queue[float] = context.Queue()
+        self.asked: list[Queue[str | None]] = [context.Queue() for _ in range(count)]
+        self.ranks = [
+            context.Process(target=_work, args=(rank, count, port, asked, self.times), daemon=True)
+            for rank, asked in enumerate(self.asked)
+        ]
+        for process in self.ranks:
+            process.start()
+
+    def timed(self, way: str) -> float:
+        """Seconds of the slowest process."""
+        self._ask(way)
+        return max(self.times.get(timeout=3600) for _ in self.ranks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ask(None)
+        for process in self.ranks:
+            process.join()
+
+    def _ask(self, way: str | None) -> None:
+        for asked in self.asked:
+            asked.put(way)
 
 
-def _work(rank: int, way: str, count: int, port: int, repeats: int, queue: Queue[Any]) -> None:
+def _work(rank: int, count: int, port: int, asked: Queue[str | None], times: Queue[float]) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = join(torch.device("cpu"))
-    run = _modules(rank, count) if way == "modules" else _data(world)
-    found = []
-    for repeat in range(repeats + 1):
+    phase, mine = Phase(MODULES, BLOCKS, STEPS), _shares(count)[rank]
+    ways: dict[str, Call] = {
+        "modules": lambda: _modules(phase, mine),
+        "whole": lambda: _modules(phase, range(MODULES)),
+        "data": lambda: _data(BATCH, world.deal([1.0]).team),
+        "halves": lambda: _data(BATCH // 2),
+    }
+    while (way := asked.get()) is not None:
         world.team.wait()
-        start = time.perf_counter()
-        run()
-        if repeat:
-            found.append(time.perf_counter() - start)
-    queue.put(found)
+        times.put(timed(ways[way]))
 
 
-def _modules(rank: int, count: int) -> Any:
-    phase = Phase(MODULES, BLOCKS, STEPS)
-    # The first module has the longest tail: costs fall along the chain.
-    mine, _ = dealt([float(1 + MODULES - i) for i in range(MODULES)], count)[rank]
-
-    def run() -> None:
-        chains = {i: chain for i, chain in phase.learners().items() if i in mine}
-        objective = M2mkdObjective(phase.meta, phase.teacher, chains, phase.stage)
-        run_job(objective, {module_name(i): c for i, c in chains.items()}, phase.batches, phase.stage)
-
-    return run
+def _shares(count: int) -> list[Sequence[int]]:
+    """The modules of each process. The first module has the longest tail: costs fall along the chain."""
+    return [mine for mine, _ in dealt([float(1 + MODULES - i) for i in range(MODULES)], count)]
 
 
-def _data(world: Any) -> Any:
-    batches = TrainBatches(random_data(STEPS * BATCH), BATCH, Key.of(0))
+def by_flops() -> float:
+    """How many times the FLOPs of the busier of two processes one takes that trains all modules, in a step."""
+    phase = Phase(MODULES, BLOCKS, steps=1)
+
+    def flops(mine: Iterable[int]) -> int:
+        with flop_counter() as counter:
+            _modules(phase, mine)
+        return int(counter.get_total_flops())
+
+    return flops(range(MODULES)) / max(flops(mine) for mine in _shares(2))
+
+
+def _modules(phase: Phase, mine: Iterable[int]) -> None:
+    chains = {i: chain for i, chain in phase.learners().items() if i in mine}
+    objective = M2mkdObjective(phase.meta, phase.teacher, chains, phase.stage)
+    run_job(objective, {module_name(i): c for i, c in chains.items()}, phase.batches, phase.stage)
+
+
+def _data(batch: int, team: Team = SOLO) -> None:
+    batches = TrainBatches(random_data(STEPS * batch), batch, Key.of(0))
     settings = Train(data="random", model="vit", optimizer=AdamW(), schedule=Schedule(warmup=0))
-    team = world.deal([1.0]).team
-
-    def run() -> None:
-        chain = network(48, (1, 1, 1, 1))
-        run_job(WholeNetwork(chain, 0.0), {TRACK: chain}, batches, settings, team)
-
-    return run
+    chain = network(48, (1, 1, 1, 1))
+    run_job(WholeNetwork(chain, 0.0), {TRACK: chain}, batches, settings, team)

@@ -43,7 +43,7 @@ def cost(chain: Chain, port: Port, batch: int = 1) -> Cost:
     inputs one by one.
     """
     twin = on_meta(chain).eval().requires_grad_(False)  # the counter looks for gradients, of views as well
-    with _counter() as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         twin(example(port, batch, device="meta"))
     parameters = parameter_count(chain)
     mixtures = [part for part in chain.modules() if isinstance(part, MoE | ExpertAttention | HeadExperts)]
@@ -84,7 +84,7 @@ def training_flops(chain: Chain, port: Port, input_grad: bool = False) -> float:
     Raises ValueError for a port whose sizes are open.
     """
     twin = on_meta(chain).eval()
-    with _counter() as counter:
+    with flop_counter() as counter:
         out = twin(example(port, device="meta").requires_grad_(input_grad))
         if out.requires_grad:
             out.sum().backward()
@@ -118,7 +118,7 @@ def example(port: Port, batch: int = 1, device: torch.device | str = "cpu") -> T
     raise ValueError(f"an example input needs an image, tokens, maps or ids port with all sizes, not {port}")
 
 
-def _counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """Torch's counter, with formulas for kernels that it misses or counts by how they compute."""
     aten = torch.ops.aten
     own = {

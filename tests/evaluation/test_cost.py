@@ -51,10 +51,10 @@ def test_the_cost_of_a_chain_is_that_of_its_modules(tiny: Tiny) -> None:
 def test_counting_on_the_cpu_gives_the_same(tiny: Tiny, stem: str) -> None:
     chain = tiny(stem=stem)
     whole = Pass(wanted=frozenset(range(len(chain.leaves))))  # all tokens of the last block as well
-    with costs._counter() as counter:
+    with costs.flop_counter() as counter:
         chain(example(example_port()), whole).sum().backward()
     assert counter.get_total_flops() == training_flops(chain, example_port())
-    with costs._counter() as counter, torch.no_grad():
+    with costs.flop_counter() as counter, torch.no_grad():
         chain(example(example_port()), whole)
     assert counter.get_total_flops() == 2 * cost(chain, example_port()).macs
 

@@ -84,7 +84,7 @@ def test_cost_counts_active_products_only(router: str) -> None:
     tokens, mlp = 17, 2 * 16 * 64
     gates = tokens * 16 * 4
     assert cost(chain, PORT).macs == cost(dense, PORT).macs + tokens * mlp + gates
-    with costs._counter() as counter:
+    with costs.flop_counter() as counter:
         chain.eval()(example(PORT), Pass(wanted=frozenset(range(6)))).sum().backward()  # all tokens of all leaves
     assert counter.get_total_flops() == training_flops(chain, PORT)
     frozen = cost(chain, PORT).macs * 2
