@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modnet.chain import Chain, Port, parameter_count
-from modnet.layers.dispatch import grouped_linear_flops, grouped_outer_flops
 from modnet.layers.expert_attention import ExpertAttention
+from modnet.layers.grouped import grouped_linear_flops, grouped_outer_flops
 from modnet.layers.head import Head
 from modnet.layers.head_experts import HeadExperts
 from modnet.layers.moe import MoE

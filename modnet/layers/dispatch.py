@@ -1,4 +1,4 @@
-"""Sparse dispatch: rows sorted by expert, one matrix product per expert on a contiguous segment, and the way back.
+"""Sparse dispatch: rows sorted by expert, so that each expert has a contiguous segment, and the way back.
 
 All shapes follow from sizes alone, never from what was routed where: so the same code is counted on the meta device,
 and no device waits for another. A pair is one choice of one token, numbered token · K + choice.
@@ -6,7 +6,6 @@ and no device waits for another. A pair is one choice of one token, numbered tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,78 +158,3 @@ class _Combine(torch.autograd.Function):
             to_weights = found.new_zeros(weights.numel()).index_copy_(0, pairs, found).view_as(weights)
         to_y *= weights.flatten()[pairs][:, None]
         return to_y, to_weights, None, None
-
-
-@torch.library.custom_op("modnet::grouped_linear", mutates_args=())
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
-    """Each expert's linear layer on its own rows: x (M, in), weight (E, out, in), bias (E, out) to (M, out).
-
-    Expert e has the rows from ``ends[e - 1]`` to ``ends[e]``; rows behind the last end give zeros. A custom operator,
-    so that shapes and FLOPs are known without data.
-    """
-    out = x.new_empty(len(x), weight.shape[1])
-    for e, rows in _segments(ends):
-        if bias is None:
-            torch.mm(x[rows], weight[e].t(), out=out[rows])
-        else:
-            torch.addmm(bias[e], x[rows], weight[e].t(), out=out[rows])
-    out[int(ends[-1]) :] = 0
-    return out
-
-
-@torch.library.custom_op("modnet::grouped_outer", mutates_args=())
-def grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of each expert's weight (E, out, in) and bias (E, out), from grad (M, out) and x (M, in)."""
-    weight = grad.new_empty(len(ends), grad.shape[1], x.shape[1])
-    bias = grad.new_empty(len(ends), grad.shape[1])
-    for e, rows in _segments(ends):  # without rows: sums of nothing, zeros
-        torch.mm(grad[rows].t(), x[rows], out=weight[e])
-        torch.sum(grad[rows], 0, out=bias[e])
-    return weight, bias
-
-
-def _segments(ends: Tensor) -> Iterator[tuple[int, slice]]:
-    """Every expert and its rows, which may be none."""
-    start = 0
-    for e, end in enumerate(ends.tolist()):
-        yield e, slice(start, end)
-        start = end
-
-
-@grouped_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[1])
-
-
-@grouped_outer.register_fake
-def _(grad: Tensor, x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    experts = ends.shape[0]
-    return grad.new_empty(experts, grad.shape[1], x.shape[1]), grad.new_empty(experts, grad.shape[1])
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ends = inputs
-    ctx.save_for_backward(x, weight, ends)
-    ctx.biased = bias is not None
-
-
-def _grouped_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, ends = ctx.saved_tensors
-    to_x = grouped_linear(grad, weight.mT, None, ends) if ctx.needs_input_grad[0] else None
-    if not any(ctx.needs_input_grad[1:3]):
-        return to_x, None, None, None
-    to_weight, to_bias = grouped_outer(grad.contiguous(), x, ends)
-    return to_x, to_weight, to_bias if ctx.biased else None, None
-
-
-grouped_linear.register_autograd(_grouped_backward, setup_context=_keep)
-
-
-def grouped_linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Two FLOPs a multiply-add: every row meets one expert's matrix, whichever that is."""
-    return int(2 * x[0] * weight[1] * weight[2])
-
-
-def grouped_outer_flops(grad: Any, x: Any, *_: Any, **__: Any) -> int:
-    """As many as forward."""
-    return int(2 * x[0] * x[1] * grad[1])

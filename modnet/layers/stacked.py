@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from modnet.layers.dispatch import grouped_linear
 from modnet.layers.exchange import PerExpert, held
+from modnet.layers.grouped import grouped_linear
 
 
 class StackedLinear(PerExpert):

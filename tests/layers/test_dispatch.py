@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modnet.layers.dispatch import Order, combine, dispatch, grouped_linear, plan
+from modnet.layers import grouped
+from modnet.layers.dispatch import Order, combine, dispatch, plan
+from modnet.layers.grouped import grouped_linear
 from modnet.randomness import Key
 
 
@@ -74,16 +76,16 @@ def test_it_is_a_loop_over_tokens(
     torch.testing.assert_close(out, by_token(indices, parts, found.kept))
 
 
+CHOSEN = [
+    [[0, 1], [0, 1], [1, 0]],  # experts 2 and 3 get nothing
+    [[2], [2], [2], [2], [2]],  # all to one
+    [[3, 0]],  # fewer tokens than experts, a batch of one
+    [[0, 1], [2, 3], [3, 1], [1, 2]],
+]
+
+
 @pytest.mark.parametrize("capacity", [None, 0, 1, 2])
-@pytest.mark.parametrize(
-    "indices",
-    [
-        [[0, 1], [0, 1], [1, 0]],  # experts 2 and 3 get nothing
-        [[2], [2], [2], [2], [2]],  # all to one
-        [[3, 0]],  # fewer tokens than experts, a batch of one
-        [[0, 1], [2, 3], [3, 1], [1, 2]],
-    ],
-)
+@pytest.mark.parametrize("indices", CHOSEN)
 def test_gradients(indices: Any, capacity: int | None) -> None:
     chosen = torch.tensor(indices)
     found = plan(chosen, 4, capacity)
@@ -109,6 +111,24 @@ def test_lower_precisions_agree(dtype: torch.dtype, tolerance: float) -> None:
         assert a.grad is not None
         assert b.grad is not None
         assert (a.grad - b.grad).norm() <= tolerance * a.grad.norm()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("capacity", [None, 1])
+@pytest.mark.parametrize("indices", CHOSEN)
+def test_one_product_for_all_experts_gives_the_same(
+    indices: Any, capacity: int | None, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = plan(torch.tensor(indices), 4, capacity)  # with a capacity, the last row is no expert's
+    shapes = [(len(found.tokens), 8), (4, 16, 8), *([(4, 16)] if biased else [])]
+    results = []
+    for serves in (False, True):
+        monkeypatch.setattr(grouped, "grouped_mm_serves", lambda *_, serves=serves: serves)
+        parts = [numbers(*shape, dtype=torch.float32).requires_grad_() for shape in shapes]
+        x, weight, bias = [*parts, None][:3]
+        out = grouped_linear(x, weight, bias, found.ends)
+        results.append((out, *torch.autograd.grad(out.square().sum(), parts)))
+    torch.testing.assert_close(*results)
 
 
 def test_the_operators_keep_their_promises() -> None:
