@@ -111,6 +111,10 @@ class RandomFlip(Pixels):
 
 def flipped(images: Tensor, which: Tensor) -> Tensor:
     """The images, those of ``which`` (bool, (B,)) mirrored left to right."""
+    if images.device.type == "cpu":  # whole images are copied: several times faster than a choice for every pixel
+        out, chosen = images.numpy().copy(), which.numpy()
+        out[chosen] = out[chosen][..., ::-1]
+        return torch.from_numpy(out)
     return torch.where(which.view(-1, 1, 1, 1), images.flip(3), images)
 
 
