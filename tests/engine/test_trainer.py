@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -302,7 +303,7 @@ def test_bf16_runs_and_is_said(tmp_path: Path) -> None:
     job = toy_job(dtype="bf16")
     console = Console(record=True, width=200)
     train(job, tmp_path, Reporter(tmp_path, "toy", console, tensorboard=False))
-    assert ", bf16; Newton-Schulz" in console.export_text()
+    assert re.search(r", bf16( \(as the recipe says.*\))?; Newton-Schulz", console.export_text())  # slow here, if it is
     assert json.loads((tmp_path / "choices.json").read_text())["dtype"]["value"] == "bf16"
     whole, _ = run(tmp_path / "fp32")
     moved = weights(job)["track0/2.head.weight"] - weights(whole)["track0/2.head.weight"]
