@@ -82,8 +82,9 @@ def run(
     world = join(place)
     if world.size > 1:
         console.print(world.describe(), highlight=False)
-    results = {}
+    results, chosen = {}, torch.get_num_threads()
     for seed in seeds if seeds is not None else [recipe.seed]:
+        torch.set_num_threads(chosen)  # a stage of another seed may have gone on with those of its first start
         session = open_session(recipe.with_seed(seed), runs, console, str(place), world)
         wanted = stages_for(session.recipe, verb)
         announce(session, wanted)
@@ -98,8 +99,8 @@ def run(
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write the summary of a recipe's runs; one seed alone does not replace what several gave."""
-    if len(summary["seeds"]) == 1 and path.is_file() and len(read_json(path, f"delete {path}")["seeds"]) > 1:
+    """Write the summary of a recipe's runs; some of the seeds do not replace what more of them gave."""
+    if path.is_file() and set(summary["seeds"]) < set(read_json(path, f"delete {path}")["seeds"]):
         return
     atomic_write_json(path, summary)
 
@@ -365,6 +366,7 @@ def evaluate_run(
 
 def inputs_of_run(folder: Path, device: str | None = None, console: Console | None = None) -> Inputs:
     """What the stages of a run's folder read from; raises RequestError or RunFailed if it is none."""
+    folder = folder.resolve()  # it may be named from within the folder of runs
     recipe = by_source(load_recipe(str(folder / "recipe.yaml")))
     keys = RunFolder(folder.parent.parent, folder.parent.name, recipe.seed).record()["keys"]
     say = (console or Console(quiet=other_process())).print

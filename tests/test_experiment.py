@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rich.console import Console
 import modnet
 from modnet import experiment
 from modnet.errors import RequestError, RunFailed
+from modnet.experiment import Session, evaluate_run
 from modnet.recipe import load_recipe
 
 RECIPE = """
@@ -87,6 +89,42 @@ def test_seeds_give_a_summary_with_paired_differences(recipe: Path) -> None:
     keys = [json.loads((path / f"seed-{n}" / "run.json").read_text())["keys"] for n in (0, 1)]
     assert keys[0]["teacher"] == keys[1]["teacher"]
     assert keys[0]["student"] != keys[1]["student"]
+
+
+def test_fewer_seeds_do_not_replace_the_summary_of_more(recipe: Path) -> None:
+    run(recipe, seeds=[0, 1])
+    path = recipe.parent / "runs" / "pair" / "summary.json"
+    several = path.read_text()
+    run(recipe, seeds=[1])
+    assert path.read_text() == several
+    run(recipe, seeds=[1, 2])
+    assert json.loads(path.read_text())["seeds"] == [1, 2]
+
+
+def test_every_seed_computes_with_the_threads_that_were_asked_for(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def resumed(session: Session, stages: list[str]) -> dict[str, Any]:
+        seen.append(session.threads)
+        torch.set_num_threads(session.threads + 1)  # as a stage whose first start had another number
+        return {}
+
+    monkeypatch.setattr(experiment, "bring_up_to_date", resumed)
+    before = torch.get_num_threads()
+    try:
+        run(recipe, seeds=[0, 1], threads=2)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [2, 2]
+
+
+def test_a_run_may_be_named_from_within_it(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe)
+    for inside, name in (("seed-0", "."), ("", "seed-0"), ("seed-0", "../seed-0")):
+        monkeypatch.chdir(recipe.parent / "runs" / "pair" / inside)
+        assert evaluate_run(Path(name), on=["digits"], of=["alone"])["rows"]
 
 
 def test_networks_load_from_a_run_and_are_checked(recipe: Path) -> None:

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from functools import partial
 from multiprocessing.queues import Queue
+from queue import Empty
 from typing import Self
 
 import torch
@@ -23,6 +24,7 @@ from modnet.bench.networks import BATCH, network, random_data, run_job
 from modnet.bench.pairs import Call, Comparison, Finding, Measure, faster, rounds, timed
 from modnet.data.loaders import TrainBatches
 from modnet.engine.ranks import SOLO, Team, dealt, join
+from modnet.errors import RunFailed
 from modnet.evaluation.cost import flop_counter
 from modnet.methods.base import module_name
 from modnet.methods.m2mkd import M2mkdObjective
@@ -31,7 +33,8 @@ from modnet.randomness import Key
 from modnet.recipe.stages import Train
 from modnet.recipe.training import AdamW, Schedule
 
-MODULES, BLOCKS, STEPS = 4, 2, 12
+MODULES, BLOCKS, STEPS = 4, 2, 16
+SHARED_STEPS = 48  # of whole networks, which are small
 
 
 def scaling(repeats: int) -> list[Finding]:
@@ -74,7 +77,15 @@ class Crew:
     def timed(self, way: str) -> float:
         """Seconds of the slowest process."""
         self._ask(way)
-        return max(self.times.get(timeout=3600) for _ in self.ranks)
+        return max(self._next() for _ in self.ranks)
+
+    def _next(self) -> float:
+        while True:
+            try:
+                return self.times.get(timeout=1)
+            except Empty:
+                if not all(process.is_alive() for process in self.ranks):
+                    raise RunFailed("a process of the benchmark ended early; its error stands above") from None
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +93,8 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self._ask(None)
         for process in self.ranks:
-            process.join()
+            process.join(timeout=30)
+            process.terminate()
 
     def _ask(self, way: str | None) -> None:
         for asked in self.asked:
@@ -94,12 +106,13 @@ def _work(rank: int, count: int, port: int, asked: Queue[str | None], times: Que
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = join(torch.device("cpu"))
-    phase, mine = Phase(MODULES, BLOCKS, STEPS), _shares(count)[rank]
+    phase, mine, team = Phase(MODULES, BLOCKS, STEPS), _shares(count)[rank], world.deal([1.0]).team
+    batches, halves = (TrainBatches(random_data(SHARED_STEPS * n), n, Key.of(0)) for n in (BATCH, BATCH // 2))
     ways: dict[str, Call] = {
         "modules": lambda: _modules(phase, mine),
         "whole": lambda: _modules(phase, range(MODULES)),
-        "data": lambda: _data(BATCH, world.deal([1.0]).team),
-        "halves": lambda: _data(BATCH // 2),
+        "data": lambda: _data(batches, team),
+        "halves": lambda: _data(halves),
     }
     while (way := asked.get()) is not None:
         world.team.wait()
@@ -129,8 +142,7 @@ def _modules(phase: Phase, mine: Iterable[int]) -> None:
     run_job(objective, {module_name(i): c for i, c in chains.items()}, phase.batches, phase.stage)
 
 
-def _data(batch: int, team: Team = SOLO) -> None:
-    batches = TrainBatches(random_data(STEPS * batch), batch, Key.of(0))
+def _data(batches: TrainBatches, team: Team = SOLO) -> None:
     settings = Train(data="random", model="vit", optimizer=AdamW(), schedule=Schedule(warmup=0))
     chain = network(48, (1, 1, 1, 1))
     run_job(WholeNetwork(chain, 0.0), {TRACK: chain}, batches, settings, team)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,13 +38,13 @@ def bench(
     from modnet.bench.profiles import profiled
     from modnet.bench.subjects import SLOW, SUBJECTS
     from modnet.report.benches import bench_table, told
-    from modnet.store import atomic_write_json, read_json
+    from modnet.store import atomic_write_json
 
     chosen = [name for name in subjects or ["all"] if name != "all"] or [n for n in SUBJECTS if n not in SLOW]
     unknown = [name for name in chosen if name not in SUBJECTS]
     if unknown:
         raise RequestError(f"nothing called {', '.join(unknown)} is measured; there are {', '.join(SUBJECTS)}, all")
-    before = read_json(compare, "give --compare a file that --save wrote")["comparisons"] if compare else []
+    before = saved(compare) if compare else []
     console = Console()
     found: list[Finding] = []
     with profiled(profile):
@@ -57,3 +57,15 @@ def bench(
     for line in (*told(found), *(changes(found, before) if compare else ())):
         console.print(line, highlight=False, markup=False)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
+
+
+def saved(path: Path) -> list[dict[str, Any]]:
+    """The figures in a file that ``--save`` wrote; raises RequestError for another one."""
+    from modnet.store import read_json
+
+    remedy = "give --compare a file that --save wrote"
+    found = read_json(path, remedy)
+    if not isinstance(found, dict) or "comparisons" not in found:
+        raise RequestError(f"{path} holds no figures of modnet bench; {remedy}")
+    figures: list[dict[str, Any]] = found["comparisons"]
+    return figures

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ from modnet.cli.common import Debug
 from modnet.errors import RequestError
 
 if TYPE_CHECKING:
-    from modnet.registry import Params
+    from modnet.registry import Registry
 
 Patterns = Annotated[
     list[str] | None, typer.Option("--allow-missing", metavar="PATTERN", help="Tensors that the file may lack.")
@@ -36,18 +36,21 @@ def import_(
     debug: Debug = False,
 ) -> None:
     """Read a published checkpoint; each missing or unexpected tensor is named and refused unless allowed."""
-    params = None if model is None else read_model(model)
+    from modnet.recipe import models, nac, sources  # noqa: F401  (they register the names)
+    from modnet.registry import DATA, MODELS
+
+    params = None if model is None else read_params(MODELS, "--model", model)
+    source = None if data is None else read_params(DATA, "--data", data)
     if (to / "network.json").exists():
         raise RequestError(f"{to} holds a network already; name another folder")
     from modnet.chain import Port
     from modnet.data.planned import planned
     from modnet.engine.artifacts import save_chain
     from modnet.interop.exchange import Wanted, imported
-    from modnet.registry import DATA
 
     wanted = Wanted(params, allow_missing=allow_missing or (), allow_unexpected=allow_unexpected or ())
-    if data is not None:
-        known = planned(DATA.read(data))
+    if source is not None:
+        known = planned(source)
         wanted.port, wanted.classes = known.port, len(known.classes)
     if size is not None:
         channels = 3 if wanted.port is None else wanted.port["channels"]
@@ -61,21 +64,16 @@ def import_(
     typer.echo(f"use it as weights: {to / 'network.safetensors'} of a model, or as modnet.load({str(to)!r})")
 
 
-def read_model(text: str) -> Params:
-    """Typed parameters of a model written as in a recipe; raises RequestError."""
+def read_params(registry: Registry, option: str, text: str) -> Any:
+    """Typed parameters of one of a registry's entries, written as in a recipe; raises RequestError."""
     import yaml
     from pydantic import ValidationError
     from pydantic_core import PydanticCustomError
 
-    from modnet.recipe import models, nac  # noqa: F401  (they register the names)
-    from modnet.registry import MODELS, Params
-
     try:
-        params = MODELS.read(yaml.safe_load(text))
+        return registry.read(yaml.safe_load(text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise RequestError(f"--model {text}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise RequestError(f"{option} {text}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (PydanticCustomError, yaml.YAMLError) as error:
-        raise RequestError(f"--model {text}: {error}") from None
-    assert isinstance(params, Params)
-    return params
+        raise RequestError(f"{option} {text}: {error}") from None

@@ -1,4 +1,4 @@
-"""Every subject runs at a small size, is saved, and compares like with like."""
+"""Subjects run at a small size, are saved, and compare like with like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from modnet.bench import arithmetic, loading, modules, script, startup, steps, sweeps, teachers
+from modnet.bench import arithmetic, loading, modules, scaling, script, startup, steps, sweeps, teachers
 from modnet.bench.networks import random_data
 from modnet.bench.pairs import Comparison, Measure, Skipped, faster
 from modnet.bench.subjects import SLOW, SUBJECTS
@@ -78,6 +78,14 @@ def test_figures_are_compared_and_a_trace_is_written(toy_sizes: None, tmp_path: 
     assert any(event.get("name") == "aten::addmm" for event in events)
 
 
+def test_figures_are_not_compared_with_another_file(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("[1]")
+    assert "no figures of modnet bench" in " ".join(
+        str(CliRunner().invoke(app, ["bench", "startup", "--compare", str(other)]).exception).split()
+    )
+
+
 def test_the_published_phase_learns_what_the_fused_one_learns(toy_sizes: None) -> None:
     phase, trained = modules.Phase(2, 1), []
 
@@ -129,7 +137,7 @@ def test_what_is_not_here_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it there")
 def test_peak_memory_is_that_of_the_process() -> None:
-    held = bytes(300_000_000)  # of this process, which is not to count
+    held = b"x" * 300_000_000  # of this process, which is not to count
     assert 10e6 < startup.peak_bytes(["--version"]) < len(held)
     with pytest.raises(CalledProcessError):
         startup.peak_bytes(["show", "no-such-recipe"])
@@ -155,6 +163,17 @@ def test_efficiency_is_a_share_of_what_products_reach(toy_sizes: None) -> None:
         assert isinstance(found, Measure)
         assert found.figure > 0
         assert found.note.startswith("products alone ")
+
+
+def test_one_process_saves_the_frozen_front_that_two_compute_each(toy_sizes: None) -> None:
+    assert 1.5 < scaling.by_flops() < 2
+
+
+@pytest.mark.slow
+def test_two_processes_are_timed_together() -> None:
+    with scaling.Crew(1) as one, scaling.Crew(2) as two:
+        times = [one.timed("data"), two.timed("data"), two.timed("halves")]
+    assert min(times) > 0
 
 
 def test_unknown_subjects_are_named() -> None:

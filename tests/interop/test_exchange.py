@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modnet.chain import Chain, Port
-from modnet.cli.imports import read_model
+from modnet.cli.imports import read_params
 from modnet.errors import RequestError
 from modnet.interop import nac as nac_files
 from modnet.interop.exchange import Wanted, exported, exported_modules, imported
@@ -20,7 +20,7 @@ from modnet.interop.keys import published_state, split_experts, stacked_experts
 from modnet.interop.published import load, read
 from modnet.models.nac_students import student
 from modnet.randomness import Key
-from modnet.registry import MODELS, Params
+from modnet.registry import DATA, MODELS
 from modnet.surgery import stitched
 
 IMAGES = Port.of("image", channels=3, size=16)
@@ -195,13 +195,20 @@ def test_files_that_do_not_tell_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("vit-bb", "vit-b"), ("{name: vit, width: x}", "width"), ("{name: [", "--model")]
+    ("option", "text", "told"),
+    [
+        ("--model", "vit-bb", "vit-b"),
+        ("--model", "{name: vit, width: x}", "width"),
+        ("--model", "{name: [", "--model"),
+        ("--data", "imagenett", "--data imagenett: .*imagenet"),
+        ("--data", "image-folder", "path"),
+    ],
 )
-def test_a_model_is_written_as_in_a_recipe(text: str, told: str) -> None:
-    params = read_model("{name: vit, width: 32}")
-    assert isinstance(params, Params)
+def test_models_and_data_are_written_as_in_a_recipe(option: str, text: str, told: str) -> None:
+    assert read_params(MODELS, "--model", "{name: vit, width: 32}").width == 32
+    assert read_params(DATA, "--data", "{name: cifar10, size: 224}").size == 224
     with pytest.raises(RequestError, match=told):
-        read_model(text)
+        read_params(MODELS if option == "--model" else DATA, option, text)
 
 
 def _code(path: Path) -> None:
