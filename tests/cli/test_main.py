@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -142,32 +140,6 @@ def test_a_process_exits_with_the_code_and_without_a_traceback() -> None:
     assert done.stderr.startswith("error: ")
     assert "on the command line: stages.student.epoch: 3: there is no such key" in done.stderr
     assert run("validate", "smoke/kd").returncode == 0
-
-
-LIBRARIES = "import typer, pydantic, yaml"
-
-
-def fastest(*commands: list[str], tries: int = 8) -> list[float]:
-    """Least processor time of each Python command, in ms, tried in turns: what one waits for on an idle machine."""
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    best = [float("inf")] * len(commands)
-    for _ in range(tries):
-        for i, words in enumerate(commands):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run([sys.executable, *words], capture_output=True, cwd=ROOT, env=env, check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            best[i] = min(best[i], 1000 * (sum(after[:2]) - sum(before[:2])))  # user and system
-    return best
-
-
-@pytest.mark.parametrize(
-    ("words", "limit", "floor"), [([], 150, "import typer"), (["validate", "fashion-mnist/m2mkd"], 300, LIBRARIES)]
-)
-def test_answers_at_once(words: list[str], limit: float, floor: str) -> None:
-    """Within the limit in ms; where importing the libraries is slow, or outside CI, within 2.6 times that import."""
-    took, least, libraries = fastest(["-m", "modnet.cli.main", *words], ["-c", floor], ["-c", LIBRARIES])
-    plain = os.environ.get("CI") == "true" and libraries < 200
-    assert took < (limit if plain else max(limit, 2.6 * least))
 
 
 @pytest.mark.parametrize(
