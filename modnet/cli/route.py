@@ -35,10 +35,14 @@ def route(
     """Route between modules or networks, with what that needs first; or look at the routers of a finished run."""
     for run, what in ((analyse, "analyse"), (trade_offs, "trade-offs")):
         if run is not None:
+            if smoke or dry_run or seeds is not None:
+                raise RequestError(f"--{what} trains nothing; leave out --smoke, --dry-run and --seeds")
             _look(run, what, recipe, of, threads, device)
     if analyse is not None or trade_offs is not None:
         return
-    if recipe is None or of:
+    if of:
+        raise RequestError("--of belongs to --analyse and --trade-offs")
+    if recipe is None:
         raise RequestError("name a recipe to train, or a finished run to look at: modnet route --analyse RUN")
     run_verb(
         "route",

@@ -197,6 +197,7 @@ class _Tally:
     def add(self, found: dict[str, Tensor], labels: Tensor, rows: list[int]) -> None:
         """Count a batch: experts and kept (b, n, K), probs (b, n, E), labels (b,); ``rows`` are shown."""
         experts, kept, probs = found["experts"], found["kept"], found["probs"][..., : self.count].double()
+        probs /= probs.sum(-1, keepdim=True)  # rows of pruned experts may have had a part
         chosen = F.one_hot(experts, self.count).sum(2)
         self.pairs.append(chosen.sum(1).clone())
         self.labels.append(labels.clone())

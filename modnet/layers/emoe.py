@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -35,20 +36,41 @@ class EMoEGate(SoftmaxTopKGate):
         return balance.load(clean, choice.noisy, choice.std, self.top_k, True, self.across)
 
 
-class AveragedKeysGate(EMoEGate):
-    """avg-k: the mean over an expert's hidden units of token · key, without bias; the best K, each with weight 1.
+class ByKeysGate(EMoEGate):
+    """Scores by the experts' own keys; the best K, each with weight 1."""
+
+    by_keys = True
+    params: AveragedKeys | NormedKeys
+
+    def __init__(self, width: int, experts: int, top_k: int, params: AveragedKeys | NormedKeys) -> None:
+        nn.Module.__init__(self)
+        self.params, self.top_k = params, top_k
+
+    def tables(self) -> Iterator[tuple[nn.Module, str]]:
+        """None."""
+        return iter(())
+
+    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
+        indices = noisy.topk(self.top_k, dim=-1).indices
+        return Choice(logits, noisy, indices, torch.ones_like(logits[..., : self.top_k]), std)
+
+    def tie(self, run: int) -> None:
+        """Experts whose keys are equal score alike by themselves; others cannot be made to."""
+        raise NotImplementedError(f"{self.params.name} scores by the experts' own keys")
+
+
+class AveragedKeysGate(ByKeysGate):
+    """avg-k: the mean over an expert's hidden units of token · key, without bias.
 
     It has no parameters: the rows follow the experts' own keys, and no gradient goes to these through the scores. With
     ``momentum`` they follow slowly, and are a buffer.
     """
 
-    by_keys = True
     params: AveragedKeys
     rows: Tensor  # there with momentum alone
 
     def __init__(self, width: int, experts: int, top_k: int, params: AveragedKeys) -> None:
-        nn.Module.__init__(self)
-        self.params, self.top_k = params, top_k
+        super().__init__(width, experts, top_k, params)
         self.step: Key | None = None
         if params.momentum:
             self.register_buffer("rows", torch.zeros(experts, width))
@@ -79,43 +101,22 @@ class AveragedKeysGate(EMoEGate):
         if self.params.momentum:
             self.rows.copy_(gathered(keys.mean(1)))
 
-    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
-        indices = noisy.topk(self.top_k, dim=-1).indices
-        return Choice(logits, noisy, indices, torch.ones_like(logits[..., : self.top_k]), std)
 
-    def tie(self, run: int) -> None:
-        """Experts whose keys are equal score alike by themselves; others cannot be made to."""
-        raise NotImplementedError("avg-k scores by the experts' own keys")
-
-
-class NormedKeysGate(EMoEGate):
-    """The length of the vector of token · key over an expert's hidden units; the best K, each with weight 1.
+class NormedKeysGate(ByKeysGate):
+    """The length of the vector of token · key over an expert's hidden units, without bias.
 
     Of heads of attention the keys are rows of the query projection. No gradient goes to these through the scores.
     """
 
-    by_keys = True
     params: NormedKeys
-
-    def __init__(self, width: int, experts: int, top_k: int, params: NormedKeys) -> None:
-        nn.Module.__init__(self)
-        self.params, self.top_k = params, top_k
 
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
         assert keys is not None
         dtype = torch.promote_types(x.dtype, torch.float32)
         every = gathered(keys.detach()).to(dtype)
-        products = F.linear(x.detach().to(dtype), every.flatten(0, 1))
+        products = F.linear(x.to(dtype), every.flatten(0, 1))
         lengths: Tensor = products.unflatten(1, every.shape[:2]).norm(dim=-1)
         return lengths
-
-    def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
-        indices = noisy.topk(self.top_k, dim=-1).indices
-        return Choice(logits, noisy, indices, torch.ones_like(logits[..., : self.top_k]), std)
-
-    def tie(self, run: int) -> None:
-        """As for avg-k: equal keys score alike by themselves."""
-        raise NotImplementedError("norm-k scores by the experts' own keys")
 
 
 class CosineGate(EMoEGate):
@@ -130,6 +131,10 @@ class CosineGate(EMoEGate):
         initialise_linear(self.project)
         self.vectors = nn.Parameter(torch.randn(experts, params.hidden) * 0.01)
         self.temperature = nn.Parameter(torch.tensor([math.log(2)]))
+
+    def tables(self) -> Iterator[tuple[nn.Module, str]]:
+        """The experts' vectors."""
+        yield self, "vectors"
 
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
         projected = F.normalize(Gate.logits(x, self.project), dim=-1)

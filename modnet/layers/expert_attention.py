@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from modnet.chain import Pass
 from modnet.errors import RequestError
 from modnet.layers.dispatch import Plan, combine, dispatch, plan
-from modnet.layers.routers import Choice, Gate, load_stats
+from modnet.layers.routers import Choice, drawn, gate_of, load_stats
 from modnet.layers.stacked import StackedLinear
 from modnet.layers.stickbreaking import attend
-from modnet.registry import ROUTERS
 
 History = tuple[Tensor, Tensor]
 
@@ -25,7 +24,8 @@ class ExpertAttention(nn.Module):
 
     An expert has its own query and output projections, ``hidden`` wide in ``heads`` heads; keys and values belong to
     all experts. The router's weight multiplies once, after the output projection. Always dropless. Raises RequestError
-    if ``hidden`` does not divide by the heads, or more experts are asked for than there are. Source: arXiv 2306.04640.
+    if ``hidden`` does not divide by the heads, and as :func:`~modnet.layers.routers.gate_of` does.
+    Source: arXiv 2306.04640.
     """
 
     def __init__(
@@ -34,19 +34,16 @@ class ExpertAttention(nn.Module):
         super().__init__()
         if hidden % heads:
             raise RequestError(f"attention_hidden {hidden} does not divide into {heads} heads")
-        if top_k > experts:
-            raise RequestError(f"attention_top_k {top_k} asks for more experts than there are ({experts})")
-        self.params = ROUTERS.read(dict(router))
+        self.params, self.gate = gate_of(router, width, experts, top_k, "attention_top_k")
         self.count, self.top_k, self.heads = experts, top_k, heads
-        self.gate: Gate = ROUTERS.get(self.params.name).resolve()(width, experts, top_k, self.params)
         self.query = StackedLinear(experts, width, hidden, bias=False)
         self.key, self.value = nn.Linear(width, hidden), nn.Linear(width, hidden)
         self.out = StackedLinear(experts, hidden, width, bias=False)
 
-    def route(self, x: Tensor) -> tuple[Choice, Plan]:
-        """The choice of tokens (T, width), and the plan that follows it; no noise is drawn."""
+    def route(self, x: Tensor, eps: Tensor | None = None) -> tuple[Choice, Plan]:
+        """The choice of tokens (T, width) with noise ``eps`` (T, E), and the plan that follows it."""
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            choice = self.gate(x)
+            choice = self.gate(x, eps)
         return choice, plan(choice.indices, self.count)
 
     def queries(self, x: Tensor, where: Plan) -> Tensor:
@@ -74,7 +71,7 @@ class ExpertAttention(nn.Module):
         """``memory``: keys and values of all tokens so far, these included; None: these tokens' alone."""
         keys, values = self.memory(x) if memory is None else memory
         flat = x.flatten(0, 1)
-        choice, where = self.route(flat)
+        choice, where = self.route(flat, drawn(self.gate, x, self.count, ctx, "attention"))
         q = self.queries(flat, where).unflatten(0, x.shape[:2])
         mixed = attend(q.to(keys.dtype), keys, values)
         out = self.join(mixed.flatten(0, 1).flatten(2), choice.weights, where)

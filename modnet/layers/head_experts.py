@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modnet.chain import Pass
-from modnet.errors import RequestError
-from modnet.layers.attention import Attention
+from modnet.layers.attention import Attention, attend
 from modnet.layers.dispatch import combine, dispatch, plan
-from modnet.layers.routers import Choice, Gate, drawn, load_stats
+from modnet.layers.routers import Choice, drawn, gate_of, load_stats
 from modnet.layers.stacked import StackedLinear
-from modnet.registry import ROUTERS
 
 
 class HeadExperts(nn.Module):
@@ -25,7 +23,7 @@ class HeadExperts(nn.Module):
     An expert is ``each`` heads of ``size`` channels with projections of their own. Every token has keys and values in
     all heads; its queries and outputs are computed in those that it chooses, and summed by the router's weights. The
     output's bias belongs to no head. Always dropless. With all heads chosen at weight 1 it is
-    :class:`modnet.layers.attention.Attention`. Raises RequestError if more experts are asked for than there are.
+    :class:`modnet.layers.attention.Attention`. Raises RequestError as :func:`~modnet.layers.routers.gate_of` does.
     Source: MoH (arXiv 2410.11842); MoA (arXiv 2210.05144), whose heads share keys and values.
     """
 
@@ -40,11 +38,8 @@ class HeadExperts(nn.Module):
         qkv_bias: bool = True,
     ) -> None:
         super().__init__()
-        if top_k > experts:
-            raise RequestError(f"top_k {top_k} asks for more experts of heads than there are ({experts})")
-        self.params = ROUTERS.read(dict(router))
+        self.params, self.gate = gate_of(router, width, experts, top_k)
         self.count, self.top_k, self.size = experts, top_k, size
-        self.gate: Gate = ROUTERS.get(self.params.name).resolve()(width, experts, top_k, self.params)
         self.query, self.key, self.value = (StackedLinear(experts, width, each * size, qkv_bias) for _ in range(3))
         self.out = StackedLinear(experts, each * size, width, bias=False)
         self.out_bias = nn.Parameter(torch.zeros(width))
@@ -84,7 +79,7 @@ class HeadExperts(nn.Module):
             part.view(batch, -1, self.count * part.shape[1] // self.size, self.size).transpose(1, 2)
             for part in (queries, keys.to(queries.dtype), values.to(queries.dtype))
         )
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(queries.shape)
+        return attend(q, k, v).transpose(1, 2).reshape(queries.shape)
 
     def report(self, choice: Choice, tokens: int, ctx: Pass) -> None:
         """Put loss and statistics into the pass, under the leaf's position and ``attention``.

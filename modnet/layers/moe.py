@@ -12,15 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modnet.chain import Pass
-from modnet.errors import RequestError
 from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, plan
 from modnet.layers.exchange import PerExpert
 from modnet.layers.initialise import initialise_linears
-from modnet.layers.routers import Choice, ExpertChoiceGate, Gate, drawn, load_stats
+from modnet.layers.routers import Choice, ExpertChoiceGate, drawn, gate_of, load_stats
 from modnet.layers.stacked import StackedLinear
-from modnet.recipe.routers import NO_GRADIENT
-from modnet.registry import ROUTERS
 
 Activation = Literal["gelu", "gelu-tanh", "swiglu"]
 
@@ -52,7 +49,7 @@ class MoE(nn.Module):
 
     ``router``: parameters of a registered router as plain values. Raises RequestError for a router that could not
     learn, or more choices than experts. Losses go to ``ctx.losses`` while training, the share of pairs of each expert
-    (E,), the mean entropy (nats) and the dropped share of pairs to ``ctx.stats``.
+    (E,), the mean entropy (nats) and the dropped share of pairs (expert choice: of tokens) to ``ctx.stats``.
     """
 
     def __init__(
@@ -66,13 +63,8 @@ class MoE(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.params = ROUTERS.read(dict(router))
-        if top_k > experts:
-            raise RequestError(f"top_k {top_k} asks for more experts than there are ({experts})")
-        if not self.params.learns(top_k):
-            raise RequestError(NO_GRADIENT.format(name=self.params.name))
+        self.params, self.gate = gate_of(router, width, experts, top_k)
         self.count, self.top_k = experts, top_k
-        self.gate: Gate = ROUTERS.get(self.params.name).resolve()(width, experts, top_k, self.params)
         self.experts = Experts(width, hidden, experts, activation, bias)
         self.settle()
 
@@ -106,7 +98,7 @@ class MoE(nn.Module):
             where, weights = expert_choice_plan(taken), weights.flatten()
         else:
             weights = choice.weights
-            scores = choice.noisy.softmax(-1).amax(-1)
+            scores = choice.noisy.softmax(-1)[..., : self.count].amax(-1)
             where = plan(choice.indices, self.count, capacity, self.params.order, scores, group)
         given = self.experts(dispatch(x, where), where.ends)
         return combine(given, weights, where, len(x)), where
@@ -130,12 +122,19 @@ class MoE(nn.Module):
     @torch.no_grad()
     def _stats(self, choice: Choice, where: Plan) -> dict[str, Tensor]:
         found = load_stats(choice, self.count)
+        if where.rows is None:  # every expert took as many tokens; a token is dropped if none took it
+            tokens = len(choice.logits)
+            taken = torch.zeros(tokens, device=where.tokens.device).index_fill_(0, where.tokens, 1.0)
+            return found | {"load": torch.full_like(found["load"], 1 / self.count), "dropped": 1 - taken.mean()}
         dropped = where.kept.logical_not().float().mean() if where.kept is not None else found["entropy"].new_zeros(())
         return {**found, "dropped": dropped}
 
     def idle_parameters(self) -> int:
-        """Parameters of the experts that a token does not choose."""
-        return sum(p.numel() for p in self.experts.parameters()) * (self.count - self.top_k) // self.count
+        """Parameters of the experts that a token does not choose, or that do not choose it, on average."""
+        chosen: float = self.top_k
+        if isinstance(self.gate, ExpertChoiceGate):
+            chosen = min(self.count, self.params.capacity_eval or self.params.capacity or self.count)
+        return int(sum(p.numel() for p in self.experts.parameters()) * (self.count - chosen) / self.count)
 
     def report(self, choice: Choice, where: Plan, tokens: int, ctx: Pass) -> None:
         """Put loss and statistics into the pass, under the leaf's position.
@@ -145,7 +144,7 @@ class MoE(nn.Module):
         """
         found = self._stats(choice, where)
         if ctx.leaf in ctx.wanted:
-            found |= {"experts": choice.indices, "probs": choice.probs, "kept": _kept(choice, where)}
+            found |= {"experts": choice.indices, "probs": choice.probs, "kept": _kept(choice, where, self.count)}
             found |= {name: found[name].unflatten(0, (-1, tokens)) for name in ("experts", "probs", "kept")}
         ctx.stats |= {f"{ctx.leaf}.{name}": value for name, value in found.items()}
         loss = self.gate.loss(choice, self.group(tokens, len(choice.logits))) if self.training else None
@@ -153,8 +152,13 @@ class MoE(nn.Module):
             ctx.losses[f"{ctx.leaf}.router"] = loss
 
 
-def _kept(choice: Choice, where: Plan) -> Tensor:
-    """Whether each pair found a place; under expert choice the pairs are the experts' own, so all did."""
+def _kept(choice: Choice, where: Plan, experts: int) -> Tensor:
+    """Whether each pair found a place (T, K); under expert choice, whether the expert took the token."""
+    if where.rows is None:
+        taken = torch.zeros_like(choice.logits, dtype=torch.bool)
+        each = len(where.tokens) // experts
+        taken[where.tokens, torch.arange(experts, device=taken.device).repeat_interleave(each)] = True
+        return taken.gather(1, choice.indices)
     return where.kept if where.kept is not None else torch.ones_like(choice.indices, dtype=torch.bool)
 
 
@@ -221,4 +225,5 @@ class MoEBlock(AttentionBlock):
     def matrices(self) -> dict[str, int]:
         """Those of attention, and an expert's layers, one each; the router is left to AdamW."""
         experts = self.moe.count
-        return super().matrices() | {"moe.experts.fc1.weight": experts, "moe.experts.fc2.weight": experts}
+        layers = ("fc1", "fc2") if self.moe.experts.up is None else ("fc1", "up", "fc2")
+        return super().matrices() | {f"moe.experts.{layer}.weight": experts for layer in layers}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,11 +30,22 @@ class PerceptronTopKGate(SoftmaxTopKGate):
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
         return self.logits(F.gelu(self.logits(x, self.inner)), self.gate)
 
+    def live(self, rows: Tensor) -> Tensor:
+        """Those of (…, E + silent) that belong to experts: (…, E)."""
+        return rows[..., : rows.shape[-1] - self.params.silent]
+
+    def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """As its base, for experts alone."""
+        noisy, std = super().noise(x, self.live(logits), eps)
+        return torch.cat([noisy, logits[..., noisy.shape[-1] :]], dim=-1), std
+
     def choose(self, logits: Tensor, noisy: Tensor, std: Tensor | float) -> Choice:
-        if not self.params.silent:
-            return super().choose(logits, noisy, std)
-        weights, indices = noisy.softmax(-1)[..., : -self.params.silent].topk(self.top_k, dim=-1)
+        weights, indices = self.live(noisy.softmax(-1)).topk(self.top_k, dim=-1)
         return Choice(logits, noisy, indices, weights, std)
+
+    def losses(self, choice: Choice) -> Iterator[tuple[float, Tensor]]:
+        """As its base, of the experts alone."""
+        yield from super().losses(replace(choice, logits=self.live(choice.logits), noisy=self.live(choice.noisy)))
 
 
 class CentroidTopKGate(PerceptronTopKGate):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modnet.chain import Pass
+from modnet.errors import RequestError
 from modnet.layers import balance
 from modnet.layers.initialise import initialise_linear
 from modnet.randomness import Key
 from modnet.recipe.routers import (
+    NO_GRADIENT,
     ExpertChoice,
     NoisyTopK,
     RenormalisedTopK,
@@ -24,6 +26,7 @@ from modnet.recipe.routers import (
     SoftmaxTopK,
     TopKSoftmax,
 )
+from modnet.registry import ROUTERS
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Gate(nn.Module):
     def score(self, x: Tensor, keys: Tensor | None) -> Tensor:
         """Logits (T, E) without noise."""
         return self.logits(x, self.gate)
+
+    def tables(self) -> Iterator[tuple[nn.Module, str]]:
+        """The parameters that have a row for each expert: their module, and their name there."""
+        yield from _rows(self.gate)
 
     @torch.no_grad()
     def tie(self, run: int) -> None:
@@ -153,6 +160,28 @@ class Gate(nn.Module):
         grouped = {k: v.unflatten(0, (-1, size)) for k, v in parts.items() if isinstance(v, Tensor)}
         found = [weight * value.mean() for weight, value in self.losses(replace(choice, **grouped))]
         return torch.stack(found).sum() if found else None
+
+
+def _rows(layer: nn.Linear) -> Iterator[tuple[nn.Module, str]]:
+    yield layer, "weight"
+    if getattr(layer, "bias", None) is not None:
+        yield layer, "bias"
+
+
+def gate_of(
+    router: Mapping[str, Any], width: int, experts: int, top_k: int, asked: str = "top_k"
+) -> tuple[RouterParams, Gate]:
+    """A router from its parameters as plain values, and these.
+
+    Raises RequestError for more choices than experts, which the argument ``asked`` asks for, or a router that could
+    not learn.
+    """
+    params = ROUTERS.read(dict(router))
+    if top_k > experts:
+        raise RequestError(f"{asked} {top_k} asks for more experts than there are ({experts})")
+    if not params.learns(top_k):
+        raise RequestError(NO_GRADIENT.format(name=params.name))
+    return params, ROUTERS.get(params.name).resolve()(width, experts, top_k, params)
 
 
 def drawn(gate: Gate, x: Tensor, experts: int, ctx: Pass, purpose: str = "router") -> Tensor | None:
@@ -247,6 +276,11 @@ class NoisyTopKGate(TopKSoftmaxGate):
         super().__init__(width, experts, top_k, params)
         self.spread = nn.Linear(width, experts, bias=False)
         nn.init.zeros_(self.spread.weight)
+
+    def tables(self) -> Iterator[tuple[nn.Module, str]]:
+        """As its base, and the noise's."""
+        yield from super().tables()
+        yield from _rows(self.spread)
 
     def noise(self, x: Tensor, logits: Tensor, eps: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """A learned standard deviation for each token and expert."""

@@ -14,6 +14,7 @@ from modnet.engine.batch import Batch
 from modnet.engine.job import Job, Metrics
 from modnet.errors import RequestError
 from modnet.evaluation.accuracy import evaluating, measure
+from modnet.layers.routers import ExpertChoiceGate
 from modnet.methods.base import NETWORK, Inputs, Kept
 from modnet.methods.supervised import TRACK, WholeMethod, WholeNetwork
 from modnet.recipe.experts import Concentrate, Grow, OfExperts, Prune
@@ -75,7 +76,10 @@ class Pruning(OnExperts):
 
     def __init__(self, stage: Prune, inputs: Inputs) -> None:
         super().__init__(stage, inputs)
-        parts, shares = mixtures(self.given), self.used(self.given)
+        parts = mixtures(self.given)
+        if any(isinstance(part.gate, ExpertChoiceGate) for part in parts.values()):
+            raise RequestError("router expert-choice gives all experts as many tokens: none is used less than others")
+        shares = self.used(self.given)
         kept = {place: chosen(shares[place], parts[place].top_k, stage.keep, stage.usage) for place in parts}
         self.chain = pruned(self.given, kept, stage.rows).to(inputs.device)
         self.facts: dict[str, Any] = {
@@ -103,7 +107,7 @@ class GrowObjective(WholeNetwork):
     def forward(self, batch: Batch, ctx: Pass) -> dict[str, Tensor]:
         """The loss of the one track, a scalar."""
         found = super().forward(batch, ctx)
-        squared = torch.stack([row.square().sum() for row in self.rows]).sum()
+        squared = sum((row.square().sum() for row in self.rows), start=found[TRACK].new_zeros(()))
         return {TRACK: found[TRACK] + self.penalty * squared}
 
 

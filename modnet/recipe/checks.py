@@ -196,10 +196,7 @@ def _converted(checker: Checker, stage: Converted) -> None:
     if not isinstance(role.params, ViT) or isinstance(role.params, VMoE):
         checker.say(("from",), f"is a {role.get('name')} ({role.model}); experts take the place of a vit's MLPs")
         return
-    try:
-        places(stage.placement, sum(role.params.depths))
-    except ValueError as error:
-        checker.say(("placement",), str(error))
+    _placed(checker, stage, role.params)
     hidden = int(role.params.width * role.params.mlp_ratio)
     parts, key = (
         (stage.experts, "experts") if isinstance(stage, Split) else (getattr(stage, "fragments", 1), "fragments")
@@ -208,15 +205,20 @@ def _converted(checker: Checker, stage: Converted) -> None:
         checker.say((key,), f"{hidden} hidden units of {role.model}'s MLPs do not divide into {parts} equal parts")
 
 
+def _placed(checker: Checker, stage: Converted, params: ViT) -> None:
+    """The network has the blocks that are to hold experts."""
+    try:
+        places(stage.placement, sum(params.depths))
+    except ValueError as error:
+        checker.say(("placement",), str(error))
+
+
 def _heads(checker: Checker, stage: Split, role: Role) -> None:
     """The network has blocks of our own at these places, and its heads divide into the experts, if it tells them."""
     if not isinstance(role.params, ViT):
         checker.say(("from",), f"is a {role.get('name')} ({role.model}); part: attention splits the heads of a vit")
         return
-    try:
-        places(stage.placement, sum(role.params.depths))
-    except ValueError as error:
-        checker.say(("placement",), str(error))
+    _placed(checker, stage, role.params)
     heads = role.params.heads
     if heads and heads % stage.experts:
         checker.say(("experts",), f"{heads} heads of {role.model} do not divide into {stage.experts} experts")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from modnet.recipe.fields import ByContent, KeyedIfSet
 from modnet.recipe.packages import PACKAGES, PREFIX
-from modnet.recipe.routers import NO_GRADIENT, Placement, Router, RouterParams, TopKSoftmax, places
+from modnet.recipe.routers import Placement, Router, TopKSoftmax, check_routes, places
 from modnet.recipe.training import BelowOne
 from modnet.registry import MODELS, Params, nearest
 
@@ -79,10 +79,7 @@ class VMoE(ViT):
     @model_validator(mode="after")
     def _routes(self) -> "VMoE":
         places(self.placement, sum(self.depths))
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} asks for more experts than there are ({self.experts})")
-        if isinstance(self.router, RouterParams) and not self.router.learns(self.top_k):
-            raise ValueError(NO_GRADIENT.format(name=self.router.name))
+        check_routes(self.experts, self.top_k, self.router)
         return self
 
 

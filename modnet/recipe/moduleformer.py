@@ -36,7 +36,7 @@ class ModuleFormer(Params):
                 held = getattr(self, there)
                 raise ValueError(f"{chosen} {getattr(self, chosen)} asks for more experts than there are ({held})")
         router = self.router
-        if isinstance(router, ExpertChoice) or (isinstance(router, RouterParams) and router.capacity is not None):
+        if isinstance(router, ExpertChoice) or (isinstance(router, RouterParams) and router.limited):
             raise ValueError(
                 f"router {router.name} lets later bytes decide on earlier ones' experts; take one without capacity"
             )

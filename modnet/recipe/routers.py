@@ -6,7 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
+from pydantic import (
+    BeforeValidator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
+)
 
 from modnet.recipe.fields import Choice, KeyedIfSet
 from modnet.recipe.training import BelowOne
@@ -34,6 +42,11 @@ class RouterParams(Params):
     mutual_information: NonNegativeFloat = 0.0
     concentration: NonNegativeFloat = 0.0  # the contrary: few experts for all, so that others can be pruned
     balance_scope: Literal["local", "global"] = "local"  # global: losses see the whole batch, and that of all processes
+
+    @property
+    def limited(self) -> bool:
+        """Whether experts have a limit of places, in training or in evaluation."""
+        return self.capacity is not None or self.capacity_eval is not None
 
     def learns(self, top_k: int) -> bool:
         """Whether the task's gradient reaches the router."""
@@ -87,28 +100,43 @@ class SampledTopK(SoftmaxTopK):
     name: str = "sampled-top-k"
     sampled: PositiveInt = 1
 
+    @model_validator(mode="after")
+    def _draws_alone(self) -> "SampledTopK":
+        if self.noise:
+            raise ValueError("router sampled-top-k draws experts in place of noise; leave out noise")
+        return self
 
-class AveragedKeys(RouterParams):
+
+class ByKeys(RouterParams):
+    """A router that scores by the experts' own keys and has no parameters."""
+
+    noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
+    quirk_load: bool = False  # the reference's load loss, which takes a threshold of logits from probabilities
+
+    @model_validator(mode="after")
+    def _has_no_bias(self) -> "ByKeys":
+        if self.bias:
+            raise ValueError(f"router {self.name} has no parameters, so no bias")
+        return self
+
+
+class AveragedKeys(ByKeys):
     """avg-k of EMoE: an expert's score is the mean of its keys times the token; no parameters, every weight is 1.
 
     With ``momentum`` m these means are, after each step, m times the old and 1 - m times the new ones.
     """
 
     name: str = "avg-k"
-    noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
-    quirk_load: bool = False  # the reference's load loss, which takes a threshold of logits from probabilities
     momentum: Annotated[BelowOne, KeyedIfSet()] = 0.0  # of the means: how slowly they follow the keys
 
 
-class NormedKeys(RouterParams):
+class NormedKeys(ByKeys):
     """An expert's score is the length of its keys' products with the token; no parameters, every weight is 1.
 
-    For heads of attention that is the length of the token's query.
+    For heads of attention that is the length of the token's query without its bias.
     """
 
     name: str = "norm-k"
-    noise: NonNegativeFloat = 0.0  # standard deviation times the number of experts
-    quirk_load: bool = False
 
 
 class Cosine(RouterParams):
@@ -187,6 +215,14 @@ NO_GRADIENT = (
     "with top_k 1 router {name} gives every token the weight 1, so no gradient of the task reaches it; "
     "take top_k 2, or router softmax-top-k, whose weights do not add up to 1"
 )
+
+
+def check_routes(experts: int, top_k: int, router: Params) -> None:
+    """Raises ValueError for more choices than experts, or a router that could not learn."""
+    if top_k > experts:
+        raise ValueError(f"top_k {top_k} asks for more experts than there are ({experts})")
+    if isinstance(router, RouterParams) and not router.learns(top_k):
+        raise ValueError(NO_GRADIENT.format(name=router.name))
 
 
 def _placement(value: Any) -> Any:

@@ -8,12 +8,13 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from modnet.recipe.fields import KeyedIfSet
 from modnet.recipe.routers import (
-    NO_GRADIENT,
     AveragedKeys,
+    ExpertChoice,
     Placement,
     RenormalisedTopK,
     Router,
     RouterParams,
+    check_routes,
 )
 from modnet.recipe.stages import Route, Whole, WholeStageRef
 from modnet.recipe.training import Fraction
@@ -30,10 +31,7 @@ class Converted(Route, Whole):
 
     @model_validator(mode="after")
     def _routes(self) -> "Converted":
-        if self.top_k > self.experts:
-            raise ValueError(f"top_k {self.top_k} asks for more experts than there are ({self.experts})")
-        if isinstance(self.router, RouterParams) and not self.router.learns(self.top_k):
-            raise ValueError(NO_GRADIENT.format(name=self.router.name))
+        check_routes(self.experts, self.top_k, self.router)
         return self
 
 
@@ -57,6 +55,11 @@ class Upcycle(Converted):
                 f"experts {self.experts} and top_k {self.top_k} must both be multiples of fragments {self.fragments}, "
                 "or a token would find parts of a copy"
             )
+        if self.fragments > 1 and not hasattr(self.router, "scale"):
+            raise ValueError(
+                f"the parts of a copy add up if the weights of router {self.router.name} do; "  # type: ignore[attr-defined]
+                "with fragments take renormalised or top-k-softmax"
+            )
         return self
 
 
@@ -77,6 +80,10 @@ class Split(Converted):
     @model_validator(mode="after")
     def _all_are_served(self) -> "Split":
         router = self.router
-        if self.part == "attention" and isinstance(router, RouterParams) and router.capacity is not None:
+        if self.part != "attention" or not isinstance(router, RouterParams):
+            return self
+        if isinstance(router, ExpertChoice):
+            raise ValueError("tokens choose heads of attention; take another router than expert-choice")
+        if router.limited:
             raise ValueError(f"heads of attention drop no token; leave out the capacity of router {router.name}")
         return self

@@ -61,7 +61,7 @@ def sparse_stages(folder: Path, of: Sequence[str] = ()) -> list[str]:
     if wrong or not held:
         listing = f"those that have are: {', '.join(held)}" if held else "none has"
         asked = f"{', '.join(wrong)} of " if wrong else "no network of "
-        raise RequestError(f"{asked}{folder} has experts to look at; {listing}")
+        raise RequestError(f"{asked}{folder} has experts in a ViT's blocks to look at; {listing}")
     return list(of) or held
 
 

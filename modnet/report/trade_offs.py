@@ -84,21 +84,23 @@ def ways(chain: Chain) -> Iterator[tuple[int, float | None, Order]]:
     """
     held = expert_blocks(chain)
     if not held:
-        heads = next(iter(head_blocks(chain).values())).attn
-        assert isinstance(heads, HeadExperts)
-        yield from ((k, None, "choice-major") for k in range(1, heads.count + 1))
+        heads = [block.attn for block in head_blocks(chain).values()]
+        count = min(experts.count for experts in heads if isinstance(experts, HeadExperts))
+        yield from ((k, None, "choice-major") for k in range(1, count + 1))
         return
     moe = next(iter(held.values())).moe
+    count = min(block.moe.count for block in held.values())  # pruning may have left blocks with unequal numbers
     if moe.params.name != "expert-choice":
-        choices = {1, 2, moe.top_k, *(2**i for i in range(moe.count.bit_length())), moe.count}
-        yield from ((k, None, "choice-major") for k in sorted(choices) if k <= moe.count)
+        choices = {1, 2, moe.top_k, *(2**i for i in range(count.bit_length())), count}
+        yield from ((k, None, "choice-major") for k in sorted(choices) if k <= count)
     for order in ORDERS if moe.params.name != "expert-choice" else ("choice-major",):
         yield from ((moe.top_k, capacity, order) for capacity in CAPACITIES)  # type: ignore[misc]
 
 
 def _measured(chain: Chain, dataset: Dataset, top_k: int, capacity: float | None, order: Order) -> Point:
     network = rerouted(chain, top_k, capacity, order)
-    layers = observe(network, dataset.val, dataset, BATCH).layers.values()
+    every = observe(network, dataset.val, dataset, BATCH).layers.values()
+    layers = [layer for layer in every if not layer.part] or list(every)  # heads drop nothing
     return Point(
         top_k,
         capacity,

@@ -20,7 +20,6 @@ from modnet.randomness import Key
 
 Mixture = MoE | ExpertAttention | HeadExperts
 Place = tuple[int, str]  # a leaf's position, and the name of the mixture in it
-ROWS = ("gate", "spread")  # linear layers of a router that have a row for each expert
 
 
 class Texts(Protocol):
@@ -160,9 +159,7 @@ def reweighted(chain: Chain, **weights: float) -> Chain:
         held = description["leaves"][position]
         unknown = sorted(set(weights) - set(held[router]))
         if unknown:
-            raise RequestError(
-                f"router {held[router]['name']} has no {unknown[0]}; take router perceptron or centroids for it"
-            )
+            raise RequestError(f"router {held[router]['name']} has no {unknown[0]}")
         held[router] = held[router] | weights
     twin = rebuild(description).to(next(chain.parameters()).device)
     twin.load_state_dict(chain.state_dict())
@@ -209,12 +206,8 @@ def _owned(part: Mixture) -> Iterator[tuple[nn.Module, str, bool]]:
             yield module, "weight", False
             if getattr(module, "bias", None) is not None:
                 yield module, "bias", False
-    for name in ROWS:
-        layer = getattr(part.gate, name, None)
-        if isinstance(layer, nn.Linear):
-            yield layer, "weight", True
-            if layer.bias is not None:
-                yield layer, "bias", True
+    for owner, name in part.gate.tables():
+        yield owner, name, True
 
 
 def _tables(part: Mixture) -> Iterator[tuple[str, Tensor, bool]]:

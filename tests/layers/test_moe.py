@@ -58,6 +58,9 @@ def test_places_for_all_are_dropless_and_no_places_give_nothing() -> None:
     counts = (ctx.stats["0.load"] * 30).round()
     places = capacity_of(30, 4, 0.5)
     assert ctx.stats["0.dropped"].item() * 30 == pytest.approx((counts - places).clamp(min=0).sum().item(), abs=1e-4)
+    closed = moe(capacity=0.01, capacity_rule="tutel")
+    assert closed.capacity(15) == 0
+    assert not closed(x, Pass()).any()
 
 
 def test_permuted_tokens_give_permuted_outputs() -> None:
@@ -106,6 +109,17 @@ def test_experts_choose_their_share() -> None:
         given = F.linear(F.gelu(F.linear(rows, fc1.weight[e], fc1.bias[e])), fc2.weight[e], fc2.bias[e])
         expected.index_add_(0, taken[e], given * weights[e, :, None])
     torch.testing.assert_close(out.flatten(0, 1), expected)
+
+
+def test_of_experts_that_choose_it_is_told_which_tokens_they_took() -> None:
+    layer, x, ctx = moe(name="expert-choice", capacity=0.5), tokens(4, 4), Pass(wanted=frozenset({0}))
+    out = layer(x, ctx)
+    untouched = ~out.any(-1)
+    assert 0 < untouched.sum() < 16
+    assert ctx.stats["0.dropped"].item() == pytest.approx(untouched.float().mean().item())
+    assert torch.equal(ctx.stats["0.load"], torch.full((4,), 0.25))
+    assert not ctx.stats["0.kept"][untouched].any()
+    assert layer.idle_parameters() == 7 * sum(p.numel() for p in layer.experts.parameters()) // 8
 
 
 def test_losses_at_their_extremes() -> None:

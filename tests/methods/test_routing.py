@@ -105,7 +105,9 @@ def test_a_run_is_analysed_and_measured_at_other_settings(routed: Lab) -> None:
     assert [p.dropped for p in limited] == sorted(p.dropped for p in limited)
     assert limited[-1].macs < by_k[4].macs
     assert (run / "routing" / "split" / "trade-offs.png").is_file()
-    with pytest.raises(RequestError, match="base of .* has experts to look at; those that have are: .*on, split"):
+    with pytest.raises(
+        RequestError, match="base of .* has experts in a ViT.s blocks to look at; those that have are: .*on, split"
+    ):
         analyse_run(run, of=["base"], console=quiet)
 
 

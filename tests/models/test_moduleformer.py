@@ -86,6 +86,7 @@ def test_active_parameters_are_those_that_a_byte_meets() -> None:
         ({"experts": 1, "top_k": 2}, "more experts than there are"),
         ({"router": ExpertChoice()}, "later bytes decide"),
         ({"router": PerceptronTopK(capacity=1.0)}, "later bytes decide"),
+        ({"router": PerceptronTopK(capacity_eval=0.5)}, "later bytes decide"),
     ],
 )
 def test_sizes_that_cannot_be(changes: dict[str, Any], part: str) -> None:

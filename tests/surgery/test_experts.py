@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,15 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modnet.chain import Chain, Port, describe, rebuild
+from modnet.chain import Chain, Pass, Port, describe, rebuild
 from modnet.data.splits import Split
+from modnet.engine.batch import Batch
 from modnet.errors import RequestError
+from modnet.methods.experts import GrowObjective
+from modnet.methods.supervised import TRACK
 from modnet.models.moduleformer import moduleformer
 from modnet.models.vit import vit
 from modnet.models.vmoe import vmoe
 from modnet.randomness import Key
 from modnet.recipe.models import ViT, VMoE
 from modnet.recipe.moduleformer import ModuleFormer
+from modnet.registry import ROUTERS
 from modnet.surgery.experts import chosen, grown, hold_old, mixtures, pruned, released, reweighted, usage
 
 FEW = settings(max_examples=15, deadline=None)
@@ -38,9 +43,10 @@ def language(**changes: Any) -> Chain:
     return moduleformer(ModuleFormer(**{**sizes, **changes}), TEXT, 256).eval()
 
 
-def vision() -> Chain:
+def vision(**changes: Any) -> Chain:
     torch.manual_seed(0)
-    return vmoe(VMoE(width=8, heads=2, depths=(1, 1), patch=4, experts=4), IMAGE, 5).eval()
+    sizes = {"width": 8, "heads": 2, "depths": (1, 1), "patch": 4, "experts": 4}
+    return vmoe(VMoE(**{**sizes, **changes}), IMAGE, 5).eval()
 
 
 def ids(rows: int = 4) -> torch.Tensor:
@@ -100,6 +106,36 @@ def test_experts_can_stand_in_any_order() -> None:
     chain, x = language(), ids()
     turned = {place: [2, 0, 3, 1] for place in mixtures(chain)}
     torch.testing.assert_close(pruned(chain, turned).eval()(x), chain(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("router", ROUTERS.names())
+def test_every_router_keeps_its_rows(router: str) -> None:
+    chain, x = vision(router={"name": router}), torch.randn(4, 1, 8, 8)
+    places = mixtures(chain)
+    turned = pruned(chain, {place: [2, 0, 3, 1] for place in places}, rows="drop").eval()
+    torch.testing.assert_close(turned(x), chain(x), atol=1e-5, rtol=1e-5)
+    larger = grown(chain, 2, Key.of(0))
+    rows = hold_old(larger, 2)
+    objective = GrowObjective(larger.train(), 0.0, rows, 0.1)
+    objective(Batch(x, torch.arange(4), torch.arange(4)), Pass())[TRACK].backward()
+    back = pruned(released(larger), {place: list(range(4)) for place in places}, rows="drop").eval()
+    assert torch.equal(back(x), chain(x))
+
+
+def test_rows_of_pruned_experts_take_no_part_in_noise_priority_and_losses() -> None:
+    router = {"name": "perceptron", "noise": 1.0, "load": 0.1, "switch": 0.1, "importance": 0.1}
+    chain, x = vision(router=router, top_k=2), torch.randn(4, 1, 8, 8)
+    small = pruned(chain, {place: [0, 2, 3] for place in mixtures(chain)}).train()
+    small(x, Pass(Key.of(0), torch.arange(4)))
+    gate = next(iter(mixtures(small).values())).gate
+    choice = gate(torch.randn(8, 8), torch.randn(8, 3))
+    assert choice.logits.shape == (8, 4)
+    assert torch.equal(choice.noisy[:, 3], choice.logits[:, 3])
+    louder = replace(choice, logits=choice.logits + torch.tensor([0.0, 0.0, 0.0, 9.0]))
+    quiet, loud = gate.loss(choice), gate.loss(louder)
+    assert quiet is not None
+    assert loud is not None
+    torch.testing.assert_close(loud, quiet)
 
 
 @pytest.mark.parametrize("make", [language, vision])

@@ -48,7 +48,7 @@ def test_dropless_weights_that_add_up_to_one_start_as_the_dense_network(
     tiny: Callable[..., Chain], router: str, copies: int, fragments: int, data: st.DataObject
 ) -> None:
     chosen = data.draw(st.integers(1, copies))
-    if router == "noisy-top-k" and fragments > 1:
+    if router == "noisy-top-k":
         fragments = 1  # its weights cannot be scaled
     if chosen * fragments == 1:
         copies, chosen = copies + 1, 2
@@ -133,6 +133,8 @@ def test_a_network_without_such_blocks_is_refused(tiny: Callable[..., Chain]) ->
         ({"top_k": 1}, "top_k 1 router renormalised gives every token the weight 1"),
         ({"top_k": 9}, "more experts than there are"),
         ({"experts": 6, "fragments": 4, "top_k": 4}, "multiples of fragments 4"),
+        ({"experts": 8, "fragments": 4, "top_k": 4, "router": "cosine"}, "take renormalised or top-k-softmax"),
+        ({"experts": 8, "fragments": 4, "top_k": 4, "router": "avg-k"}, "take renormalised or top-k-softmax"),
     ],
 )
 def test_what_could_not_work_is_refused(values: dict[str, Any], message: str) -> None:
