@@ -73,6 +73,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["distill", "--teacher", "vit-x"], "no model is called 'vit-x'"),
         (["eval", "smoke/kd", "--on", "digits-r"], "stages.NAME.on=[SUITE]"),
         (["route", "smoke/kd"], "has no stage with run: route"),
+        (["route", "smoke/kd", "--of", "student"], "--of belongs to --analyse and --trade-offs"),
+        (["route", "--analyse", "runs", "--smoke"], "--analyse trains nothing; leave out --smoke"),
         (["ls", "modles"], "did you mean 'models'"),
         (["ls", "models", "xyz*"], "no models match"),
         (["show", "nothing"], "there is no recipe 'nothing'"),

@@ -132,6 +132,19 @@ def test_losses_at_their_extremes() -> None:
     assert balance.switch(sure, torch.zeros(8, 1, dtype=torch.int64)).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("router", "part"),
+    [
+        ({"name": "sampled-top-k", "noise": 1.0}, "leave out noise"),
+        ({"name": "avg-k", "bias": True}, "so no bias"),
+        ({"name": "norm-k", "bias": True}, "so no bias"),
+    ],
+)
+def test_what_a_router_would_ignore_is_refused(router: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        ROUTERS.read(router)
+
+
 @pytest.mark.parametrize("name", ["top-k-softmax", "renormalised", "noisy-top-k"])
 def test_a_router_that_cannot_learn_is_refused(name: str) -> None:
     with pytest.raises(RequestError, match="no gradient of the task reaches it"):

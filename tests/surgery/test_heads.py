@@ -107,5 +107,8 @@ def test_heads_are_split_once_and_a_weighted_sum_cannot_be_merged(tiny: Callable
         merged(network)
     with pytest.raises(RequestError, match="has heads that are experts already"):
         made(network)
-    with pytest.raises(ValueError, match="leave out the capacity"):
-        to(router={"name": "softmax-top-k", "capacity": 1.0})
+    for limit in ("capacity", "capacity_eval"):
+        with pytest.raises(ValueError, match="leave out the capacity"):
+            to(router={"name": "softmax-top-k", limit: 1.0})
+    with pytest.raises(ValueError, match="tokens choose heads"):
+        to(router={"name": "expert-choice", "capacity": None})
