@@ -9,8 +9,9 @@ from statistics import median
 
 import torch
 
+from modnet.bench.machine import bf16_missing
 from modnet.bench.networks import CLASSES, job_of, random_data, run_job
-from modnet.bench.pairs import Aim, Comparison, Finding, Measure, faster, rounds, timed
+from modnet.bench.pairs import Aim, Comparison, Finding, Measure, Skipped, faster, rounds, timed
 from modnet.chain import Chain, Port
 from modnet.data.loaders import TrainBatches
 from modnet.engine.batch import Batch, Batches
@@ -89,6 +90,8 @@ def settings(dtype: str) -> Train:
 
 def bf16(repeats: int) -> list[Finding]:
     """Steps in bf16, and in what ``dtype: auto`` takes, against fp32; the trial by which it chooses does not count."""
+    if why := bf16_missing():
+        return [Skipped("bf16", why)]
     found: list[Finding] = []
     for width, aim in WIDTHS.items():
         training = Training(width, BLOCKS, STEPS)
@@ -108,7 +111,9 @@ def efficiency(repeats: int) -> list[Finding]:
     return [_efficiency(dtype, aim, repeats) for dtype, aim in EFFICIENT.items()]
 
 
-def _efficiency(dtype: str, aim: Aim, repeats: int) -> Measure:
+def _efficiency(dtype: str, aim: Aim, repeats: int) -> Finding:
+    if dtype == "bf16" and (why := bf16_missing()):
+        return Skipped("efficiency bf16", why)
     training, rates = Training(**SIZE, steps=repeats + 2), list[float]()
     flops = BATCH * training_flops(training.network(), IMAGE)
     seconds = training.seconds(dtype, lambda: rates.append(gemm_rate(dtype)))

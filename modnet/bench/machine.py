@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from modnet.engine.muon import fastest_dtype
+
 LIBRARIES = ("torchvision", "timm", "transformers")
 
 
@@ -22,6 +24,12 @@ def machine() -> dict[str, Any]:
     here = {"cpu": cpu, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     versions = {"modnet": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return {**here, **versions, **{name: _version(name) for name in LIBRARIES}}
+
+
+def bf16_missing() -> str | None:
+    """Why nothing is measured in bf16 here; None where the processor multiplies it itself."""
+    dtype, why = fastest_dtype(torch.device("cpu"))
+    return None if dtype == torch.bfloat16 else why
 
 
 def _version(name: str) -> str:

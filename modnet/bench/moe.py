@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modnet.bench.machine import bf16_missing
 from modnet.bench.pairs import Finding, Measure, Skipped, compare, faster, turns, within
 from modnet.chain import Pass
 from modnet.layers.dispatch import dispatch, plan
@@ -53,9 +54,12 @@ def moe(repeats: int) -> list[Finding]:
     """Top 1 and top 2 of 8 experts in float32 and bfloat16; Mixtral's layer; one-hot products; what routing takes."""
     found: list[Finding] = []
     for (dtype, top_k), aim in DENSE.items():
+        name = f"moe top {top_k} {str(dtype).removeprefix('torch.')}"
+        if dtype == torch.bfloat16 and (why := bf16_missing()):
+            found.append(Skipped(name, why))
+            continue
         x = _tokens(32, TOKENS // 32, WIDTH).to(dtype).detach().requires_grad_()
         layer, dense = _layers(top_k, dtype)
-        name = f"moe top {top_k} {str(dtype).removeprefix('torch.')}"
         ours = (f"{EXPERTS} experts, sorted", _step(layer, _passing(layer), x))
         found.append(compare(name, ours, ("dense MLP of equal FLOPs", _step(dense, dense, x)), repeats, aim))
     return [*found, mixtral(repeats), one_hot(repeats), routing(repeats)]

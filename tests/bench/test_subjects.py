@@ -38,6 +38,7 @@ def toy_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, small in (("BATCH", 2), ("STEPS", 3), ("BLOCKS", 1), ("WIDTHS", {64: faster(2.3)}), ("TRIES", 1)):
         monkeypatch.setattr(arithmetic, name, small)
     monkeypatch.setattr(arithmetic, "SIZE", {"width": 64, "blocks": 1})
+    monkeypatch.setattr(arithmetic, "bf16_missing", lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,11 @@ def test_what_is_not_here_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "fashion_mnist", lambda: None)
     assert script.timm_script(1) == [Skipped("timm-script", "Fashion-MNIST is not here")]
     assert startup.memory(1) == [Skipped("memory", "Fashion-MNIST is not here")]
+
+
+def test_bf16_is_left_out_where_the_processor_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "bf16_missing", lambda: "none here")
+    assert arithmetic.bf16(1) == [Skipped("bf16", "none here")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells it there")
