@@ -11,26 +11,25 @@ from modnet.bench.pairs import Comparison, Finding, Measure, Skipped
 
 
 def bench_table(findings: Sequence[Finding]) -> Table:
-    """Comparisons: median times and ratios, with their least and greatest; measures: the median value."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("ours", "baseline"):
-        table.add_column(column)
-    for column in ("ms", "baseline ms", "times faster"):
-        table.add_column(column, justify="right")
-    table.add_column("aim")
+    """Comparisons: ours over the baseline, median times and ratios; measures: the median value; least and greatest."""
+    table = Table(box=None, pad_edge=False, header_style="bold", leading=1)
+    table.add_column("ours\nbaseline")
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("times faster\nleast to most", justify="right", no_wrap=True)
+    table.add_column("aim", no_wrap=True)
     for found in findings:
         if not isinstance(found, Skipped):
-            aim = f"{found.aim.text} {'reached' if found.reached else 'NOT reached'}" if found.aim else ""
+            aim = f"{found.aim.text}\n{'reached' if found.reached else 'NOT reached'}" if found.aim else ""
             table.add_row(*_row(found), aim)
     return table
 
 
 def _row(found: Comparison | Measure) -> tuple[str, ...]:
-    spread = f"{found.figure:.3g} ({min(found.values):.3g} to {max(found.values):.3g})"
+    spread = f"{found.figure:.3g}\n{min(found.values):.3g} to {max(found.values):.3g}"
     if isinstance(found, Measure):
-        return found.what, found.unit, "", "", spread
+        return f"{found.what}\n{found.unit}", "", spread
     own, other = (1000 * median(s) for s in (found.seconds, found.baseline_seconds))
-    return found.ours, found.baseline, f"{own:.1f}", f"{other:.1f}", spread
+    return f"{found.ours}\n{found.baseline}", f"{own:,.1f}\n{other:,.1f}", spread
 
 
 def told(findings: Sequence[Finding]) -> Iterator[str]:
