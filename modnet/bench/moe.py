@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modnet.bench.machine import bf16_missing
-from modnet.bench.pairs import Finding, Measure, Skipped, compare, faster, turns, within
+from modnet.bench.pairs import Aim, Call, Comparison, Finding, Measure, Skipped, compare, faster, turns, within
 from modnet.chain import Pass
 from modnet.layers.dispatch import dispatch, plan
 from modnet.layers.mlp import MLP
@@ -58,11 +58,30 @@ def moe(repeats: int) -> list[Finding]:
         if dtype == torch.bfloat16 and (why := bf16_missing()):
             found.append(Skipped(name, why))
             continue
-        x = _tokens(32, TOKENS // 32, WIDTH).to(dtype).detach().requires_grad_()
-        layer, dense = _layers(top_k, dtype)
-        ours = (f"{EXPERTS} experts, sorted", _step(layer, _passing(layer), x))
-        found.append(compare(name, ours, ("dense MLP of equal FLOPs", _step(dense, dense, x)), repeats, aim))
+        found += _against_dense(name, top_k, dtype, aim, repeats)
     return [*found, mixtral(repeats), one_hot(repeats), routing(repeats)]
+
+
+def _against_dense(name: str, top_k: int, dtype: torch.dtype, aim: Aim, repeats: int) -> list[Finding]:
+    """The layer, and what is left of its lead or lag where rows are sorted already."""
+    x = _tokens(32, TOKENS // 32, WIDTH).to(dtype).detach().requires_grad_()
+    layer, dense = _layers(top_k, dtype)
+    whole, inside = _whole_and_inside(layer, x)
+    own, alone, other = turns([whole, inside, _step(dense, dense, x)], repeats)
+    ratios = tuple(b / a for a, b in zip(alone, other, strict=True))
+    told = "the same experts on rows that are sorted already"
+    return [
+        Comparison(name, f"{EXPERTS} experts, top {top_k}", "dense MLP of equal FLOPs", own, other, aim),
+        Measure(f"{name}, experts alone", told, "times as fast as the dense MLP", ratios),
+    ]
+
+
+def _whole_and_inside(layer: MoE, x: Tensor) -> tuple[Call, Call]:
+    """A step of the layer, and one of its experts alone."""
+    flat, experts = x.detach().flatten(0, 1), layer.experts
+    where = plan(layer.gate(flat).indices, EXPERTS)
+    rows = dispatch(flat, where).requires_grad_()
+    return _step(layer, _passing(layer), x), _step(experts, lambda r: experts(r, where.ends), rows)
 
 
 def mixtral(repeats: int) -> Finding:
@@ -126,11 +145,7 @@ def routing(repeats: int) -> Finding:
     with Key.of(0, "bench moe").forked():
         layer = MoE(NARROW, 4 * NARROW, EXPERTS, 2, {"name": "top-k-softmax"})
     x = _tokens(32, TOKENS // 32, NARROW)
-    where = plan(layer.gate(x.detach().flatten(0, 1)).indices, EXPERTS)
-    rows = dispatch(x.detach().flatten(0, 1), where).requires_grad_()
-    experts = layer.experts
-    ways = [_step(layer, _passing(layer), x), _step(experts, lambda r: experts(r, where.ends), rows)]
-    whole, inside = turns(ways, repeats)
+    whole, inside = turns(_whole_and_inside(layer, x), repeats)
     shares = tuple(1 - part / all_of_it for all_of_it, part in zip(whole, inside, strict=True))
     return Measure("moe routing", f"router, sorting and combining at width {NARROW}", "of the layer's time", shares)
 

@@ -27,6 +27,7 @@ def test_every_case_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "bf16_missing", lambda: None)
     names = [found.name for found in bench.moe(1)]
     dense = [f"moe top {k} {dtype}" for dtype in ("float32", "bfloat16") for k in (1, 2)]
+    dense = [told for name in dense for told in (name, f"{name}, experts alone")]
     assert names == [*dense, "moe Mixtral", "moe one-hot", "moe routing"]
 
 
