@@ -9,7 +9,7 @@ from pathlib import Path
 from modnet.bench.modules import Phase
 from modnet.bench.pairs import Finding, compare, faster
 
-COUNT, BLOCKS, STEPS = 4, 2, 4
+COUNT, BLOCKS, STEPS = 4, 2, 8
 SEEDS, WIDTHS = range(5), (48, 32)
 
 
