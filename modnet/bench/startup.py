@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -31,8 +32,9 @@ def startup(repeats: int) -> list[Finding]:
 
 
 def python(*arguments: str) -> Call:
-    """A call that runs Python with some arguments."""
-    return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+    """A call that runs Python with some arguments; compiled modules are kept, as Python does unless told otherwise."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return lambda: subprocess.run([sys.executable, *arguments], capture_output=True, check=True, env=kept)
 
 
 def memory(repeats: int) -> list[Finding]:
