@@ -120,7 +120,7 @@ def table(stage: str, points: Sequence[Point]) -> Table:
     for p in points:
         limit, order = ("none", "") if p.capacity is None else (f"{p.capacity:g}", ORDERS[p.order])
         shown.add_row(
-            str(p.top_k), limit, order, f"{p.top1:.2f}", f"{p.macs / 1e6:.2f} M", f"{p.images_per_second:,.0f}",
+            str(p.top_k), limit, order, f"{p.top1:.2f}", f"{p.macs / 1e6:.3g} M", f"{p.images_per_second:,.0f}",
             f"{100 * p.dropped:.1f}",
         )  # fmt: skip
     return shown
