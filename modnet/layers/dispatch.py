@@ -128,12 +128,14 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tokens: Tensor, rows: Tensor, kept: Tensor | None) -> Tensor:
+        """Tokens (T, D) to rows (M, D), as :func:`dispatch` does."""
         ctx.save_for_backward(rows, kept)
         return x.index_select(0, tokens)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of rows (M, D): the gradient of tokens (T, D); a dropped pair gives none."""
         rows, kept = ctx.saved_tensors
         weights = kept.to(grad.dtype) if kept is not None else None
         return F.embedding_bag(rows, grad.contiguous(), mode="sum", per_sample_weights=weights), None, None, None
@@ -144,12 +146,14 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, weights: Tensor, rows: Tensor, pairs: Tensor) -> Tensor:
+        """Rows (M, D) and weights (T, K) to tokens (T, D), as :func:`combine` does."""
         ctx.save_for_backward(y, weights, rows, pairs)
         return F.embedding_bag(rows, y.contiguous(), mode="sum", per_sample_weights=weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of tokens (T, D): the gradients of rows (M, D) and, if they are wanted, of weights (T, K)."""
         y, weights, rows, pairs = ctx.saved_tensors
         to_y = grad.index_select(0, pairs // rows.shape[1])
         to_weights = None
