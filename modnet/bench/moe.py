@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from modnet.bench.machine import bf16_missing
 from modnet.bench.pairs import Aim, Call, Comparison, Finding, Measure, Skipped, compare, faster, turns, within
 from modnet.chain import Pass
+from modnet.evaluation.cost import flop_counter
 from modnet.layers.dispatch import dispatch, plan
 from modnet.layers.mlp import MLP
 from modnet.layers.moe import MoE
@@ -59,7 +60,7 @@ def moe(repeats: int) -> list[Finding]:
             found.append(Skipped(name, why))
             continue
         found += _against_dense(name, top_k, dtype, aim, repeats)
-    return [*found, mixtral(repeats), one_hot(repeats), routing(repeats)]
+    return [*found, mixtral(repeats), *one_hot(repeats), routing(repeats)]
 
 
 def _against_dense(name: str, top_k: int, dtype: torch.dtype, aim: Aim, repeats: int) -> list[Finding]:
@@ -131,13 +132,23 @@ def swiglu_layer(width: int, hidden: int, experts: int, top_k: int) -> MoE:
         return MoE(width, hidden, experts, top_k, {"name": "renormalised"}, "swiglu", bias=False)
 
 
-def one_hot(repeats: int) -> Finding:
-    """Products with one-hot matrices, which take the square of the tokens."""
+def one_hot(repeats: int) -> list[Finding]:
+    """Products with one-hot matrices, which take the square of the tokens, and how many more FLOPs they are."""
     layer, _ = _layers(1, torch.float32)
     x = _tokens(32, TOKENS // 32, WIDTH)
     slow = OneHot(layer)
-    ours = (f"{EXPERTS} experts, sorted", _step(layer, _passing(layer), x))
-    return compare("moe one-hot", ours, ("one-hot products", _step(slow, _passing(slow), x)), repeats, faster(8))
+    ours, theirs = _step(layer, _passing(layer), x), _step(slow, _passing(slow), x)
+    name, more = "moe one-hot", _flops(theirs) / _flops(ours)
+    return [
+        compare(name, (f"{EXPERTS} experts, sorted", ours), ("one-hot products", theirs), repeats, faster(8)),
+        Measure(f"{name}, by FLOPs", "one-hot products", "times as many FLOPs as sorted experts", (more,)),
+    ]
+
+
+def _flops(step: Call) -> int:
+    with flop_counter() as counter:
+        step()
+    return int(counter.get_total_flops())
 
 
 def routing(repeats: int) -> Finding:

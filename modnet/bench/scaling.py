@@ -34,26 +34,36 @@ from modnet.recipe.stages import Train
 from modnet.recipe.training import AdamW, Schedule
 
 MODULES, BLOCKS, STEPS = 4, 2, 16
-SHARED_STEPS = 48  # of whole networks, which are small
+RATE = "times the rate of one"
+SHARED_STEPS = {48: 48, 192: 6}  # by the width of whole networks: that of the shipped recipes, and of ViT-Ti
 
 
 def scaling(repeats: int) -> list[Finding]:
     """How many times as fast two processes are as one, and the most they could be; 2 needs two idle cores."""
     with Crew(1) as one, Crew(2) as two:
-        calls = [
-            *(partial(one.timed, way) for way in ("modules", "data")),
-            *(partial(two.timed, way) for way in ("modules", "data", "whole", "halves")),
-        ]
-        modules, data, spread, shared, whole, halves = rounds(calls, repeats + 1, untimed=1)
-    machine = tuple(2 * alone / both for alone, both in zip(modules, whole, strict=True))
-    apart = tuple(alone / both for alone, both in zip(data, halves, strict=True))
-    rate = "times the rate of one"
+        return [*_spread(one, two, repeats), *(f for width in SHARED_STEPS for f in _shared(one, two, width, repeats))]
+
+
+def _spread(one: Crew, two: Crew, repeats: int) -> list[Finding]:
+    calls = [partial(one.timed, "modules"), partial(two.timed, "modules"), partial(two.timed, "whole")]
+    alone, spread, whole = rounds(calls, repeats + 1, untimed=1)
+    machine = tuple(2 * a / b for a, b in zip(alone, whole, strict=True))
     return [
-        Comparison("scaling modules", "modules spread over 2 processes", "1 process", spread, modules, faster(1.85)),
+        Comparison("scaling modules", "modules spread over 2 processes", "1 process", spread, alone, faster(1.85)),
         Measure("scaling, by FLOPs", "all modules over the share of the busier of 2 processes", "times", (by_flops(),)),
-        Measure("scaling, what the machine gives", "2 processes that each train all modules", rate, machine),
-        Comparison("scaling data", "batches shared by 2 processes", "1 process", shared, data, faster(1.7)),
-        Measure("scaling, halves", "2 processes that each train on half batches", rate, apart),
+        Measure("scaling, what the machine gives", "2 processes that each train all modules", RATE, machine),
+    ]
+
+
+def _shared(one: Crew, two: Crew, width: int, repeats: int) -> list[Finding]:
+    data, halves = f"data {width}", f"halves {width}"
+    calls = [partial(one.timed, data), partial(two.timed, data), partial(two.timed, halves)]
+    alone, shared, half = rounds(calls, repeats + 1, untimed=1)
+    apart = tuple(a / b for a, b in zip(alone, half, strict=True))
+    name = f"scaling data, width {width}"
+    return [
+        Comparison(name, "batches shared by 2 processes", "1 process", shared, alone, faster(1.7)),
+        Measure(f"{name}, halves", "2 processes that each train on half batches", RATE, apart),
     ]
 
 
@@ -107,13 +117,14 @@ def _work(rank: int, count: int, port: int, asked: Queue[str | None], times: Que
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = join(torch.device("cpu"))
     phase, mine, team = Phase(MODULES, BLOCKS, STEPS), _shares(count)[rank], world.deal([1.0]).team
-    batches, halves = (TrainBatches(random_data(SHARED_STEPS * n), n, Key.of(0)) for n in (BATCH, BATCH // 2))
     ways: dict[str, Call] = {
-        "modules": lambda: _modules(phase, mine),
-        "whole": lambda: _modules(phase, range(MODULES)),
-        "data": lambda: _data(batches, team),
-        "halves": lambda: _data(halves),
+        "modules": partial(_modules, phase, mine),
+        "whole": partial(_modules, phase, range(MODULES)),
     }
+    for width, steps in SHARED_STEPS.items():
+        batches, halves = (TrainBatches(random_data(steps * n), n, Key.of(0)) for n in (BATCH, BATCH // 2))
+        ways[f"data {width}"] = partial(_data, width, batches, team)
+        ways[f"halves {width}"] = partial(_data, width, halves)
     while (way := asked.get()) is not None:
         world.team.wait()
         times.put(timed(ways[way]))
@@ -142,7 +153,7 @@ def _modules(phase: Phase, mine: Iterable[int]) -> None:
     run_job(objective, {module_name(i): c for i, c in chains.items()}, phase.batches, phase.stage)
 
 
-def _data(batches: TrainBatches, team: Team = SOLO) -> None:
+def _data(width: int, batches: TrainBatches, team: Team = SOLO) -> None:
     settings = Train(data="random", model="vit", optimizer=AdamW(), schedule=Schedule(warmup=0))
-    chain = network(48, (1, 1, 1, 1))
+    chain = network(width, (1, 1, 1, 1))
     run_job(WholeNetwork(chain, 0.0), {TRACK: chain}, batches, settings, team)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -45,11 +45,23 @@ class Team:
 
     def largest(self, values: Sequence[int]) -> list[int]:
         """The largest of each value over the ranks."""
+        return self.largest_soon(lambda: values)()
+
+    def largest_soon(self, values: Callable[[], Sequence[int]]) -> Callable[[], list[int]]:
+        """As :meth:`largest`, but told by what is returned, so that the ranks need not wait for each other at once.
+
+        A rank that is alone asks for its values only then.
+        """
         if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.talk)
-        return [int(value) for value in tensor.tolist()]
+            return lambda: list(values())
+        tensor = torch.tensor(values(), dtype=torch.int64)
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.talk, async_op=True)
+
+        def told() -> list[int]:
+            work.wait()
+            return [int(value) for value in tensor.tolist()]
+
+        return told
 
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, on the tensor's device; the tensor itself is left as it is."""

@@ -172,9 +172,9 @@ class _Loop:
     def run(self, interrupts: Interrupts) -> None:
         """All remaining steps and validations."""
         batches: Iterator[Batch] | None = None
+        # Ranks of a team stop and save at the same step, whoever was asked first.
+        asked, overdue = self.team.largest([interrupts.asked, False])
         while True:
-            # Ranks of a team stop and save at the same step, whoever was asked first.
-            asked, overdue = self.team.largest([interrupts.asked, self._overdue()])
             if asked and not self._finished():
                 self._stop()
             if self._validation_due():
@@ -186,8 +186,10 @@ class _Loop:
             epoch, start = divmod(self.progress.step, self.per_epoch)
             if batches is None or start == 0:
                 batches = self.batches.epoch(epoch, start)
+            told = self.team.largest_soon(lambda: [interrupts.asked, self._overdue()])
             with self._device_errors():
                 self._train_step(next(batches))
+            asked, overdue = told()
             # Reading and augmentation count, or throughput would be that of the network alone.
             self.progress.seconds += time.perf_counter() - began
             if self._checkpoint_due(bool(overdue)):

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modnet.chain import Chain, Port, parameter_count
 from modnet.layers.expert_attention import ExpertAttention
 from modnet.layers.grouped import grouped_linear_flops, grouped_outer_flops
+from modnet.layers.grouped_mlp import mlp_backward_flops, mlp_forward_flops
 from modnet.layers.head import Head
 from modnet.layers.head_experts import HeadExperts
 from modnet.layers.moe import MoE
@@ -129,6 +130,8 @@ def flop_counter() -> FlopCounterMode:
         aten._grouped_mm: _grouped_flops,
         torch.ops.modnet.grouped_linear: grouped_linear_flops,
         torch.ops.modnet.grouped_outer: grouped_outer_flops,
+        torch.ops.modnet.grouped_mlp: mlp_forward_flops,
+        torch.ops.modnet.grouped_mlp_backward: mlp_backward_flops,
         aten.convolution_backward: _convolution_backward_flops,
     }
     return FlopCounterMode(display=False, custom_mapping=own)

@@ -30,11 +30,8 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor)
             out += F.pad(bias, (0, 0, 0, 1))[owner]
         return out.masked_fill_((owner == len(ends))[:, None], 0)
     out = x.new_empty(len(x), weight.shape[1])
-    for e, rows in _segments(ends):
-        if bias is None:
-            torch.mm(x[rows], weight[e].t(), out=out[rows])
-        else:
-            torch.addmm(bias[e], x[rows], weight[e].t(), out=out[rows])
+    for e, rows in segments(ends):
+        linear_into(out[rows], x[rows], weight[e], None if bias is None else bias[e])
     out[int(ends[-1]) :] = 0
     return out
 
@@ -47,7 +44,7 @@ def grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor
         return F.grouped_mm(grad.t(), x, offs=ends.to(torch.int32)), mine.to(grad.dtype) @ grad
     weight = grad.new_empty(len(ends), grad.shape[1], x.shape[1])
     bias = grad.new_empty(len(ends), grad.shape[1])
-    for e, rows in _segments(ends):  # without rows: sums of nothing, zeros
+    for e, rows in segments(ends):  # without rows: sums of nothing, zeros
         torch.mm(grad[rows].t(), x[rows], out=weight[e])
         torch.sum(grad[rows], 0, out=bias[e])
     return weight, bias
@@ -63,7 +60,14 @@ def _owners(rows: int, ends: Tensor) -> Tensor:
     return torch.searchsorted(ends, torch.arange(rows, device=ends.device), right=True)
 
 
-def _segments(ends: Tensor) -> Iterator[tuple[int, slice]]:
+def linear_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer whose result, (M, out) from x (M, in) and weight (out, in), is written into ``out``."""
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)
+
+
+def segments(ends: Tensor) -> Iterator[tuple[int, slice]]:
     """Every expert and its rows, which may be none."""
     start = 0
     for e, end in enumerate(ends.tolist()):

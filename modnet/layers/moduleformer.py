@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from modnet.chain import Module, Pass, Port
 from modnet.layers.expert_attention import ExpertAttention, History
-from modnet.layers.moe import Activation, MoE
+from modnet.layers.grouped_mlp import Activation
+from modnet.layers.moe import MoE
 
 INITIAL_STD = 0.02
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from modnet.chain import Pass
 from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, plan
 from modnet.layers.exchange import PerExpert
+from modnet.layers.grouped import grouped_mm_serves
+from modnet.layers.grouped_mlp import Activation, grouped_mlp
 from modnet.layers.initialise import initialise_linears
 from modnet.layers.routers import Choice, ExpertChoiceGate, drawn, gate_of, load_stats
 from modnet.layers.stacked import StackedLinear
-
-Activation = Literal["gelu", "gelu-tanh", "swiglu"]
 
 
 class Experts(PerExpert):
@@ -32,14 +32,24 @@ class Experts(PerExpert):
         self, width: int, hidden: int, experts: int, activation: Activation = "gelu", bias: bool = True
     ) -> None:
         super().__init__()
-        self.approximate: Literal["none", "tanh"] = "tanh" if activation == "gelu-tanh" else "none"
+        self.activation = activation
         self.fc1 = StackedLinear(experts, width, hidden, bias)
         self.fc2 = StackedLinear(experts, hidden, width, bias)
         self.up = StackedLinear(experts, width, hidden, bias) if activation == "swiglu" else None
 
     def compute(self, x: Tensor, ends: Tensor) -> Tensor:
+        layers = [self.fc1, self.fc2] if self.up is None else [self.fc1, self.up, self.fc2]
+        weights, biases = zip(*(layer.parts(x) for layer in layers), strict=True)
+        x = x.to(weights[0].dtype)
+        if grouped_mm_serves(x, weights[0].shape[1]):  # one kernel for all experts
+            return self.layer_by_layer(x, ends)
+        return grouped_mlp(x, list(weights), [b for b in biases if b is not None], ends, self.activation)
+
+    def layer_by_layer(self, x: Tensor, ends: Tensor) -> Tensor:
+        """As :meth:`compute`, by the layers' own operators."""
         first: Tensor = self.fc1(x, ends)
-        hidden = F.gelu(first, approximate=self.approximate) if self.up is None else F.silu(first) * self.up(x, ends)
+        approximate = "tanh" if self.activation == "gelu-tanh" else "none"
+        hidden = F.gelu(first, approximate=approximate) if self.up is None else F.silu(first) * self.up(x, ends)
         out: Tensor = self.fc2(hidden, ends)
         return out
 

@@ -24,13 +24,16 @@ class StackedLinear(PerExpert):
 
     def compute(self, x: Tensor, ends: Tensor) -> Tensor:
         """Rows (M, in), sorted by expert up to ``ends`` (E,), to (M, out), in autocast's dtype where it is on."""
+        weight, bias = self.parts(x)
+        out: Tensor = grouped_linear(x.to(weight.dtype), weight, bias, ends)
+        return out
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What this process has of weight and bias, in the dtype in which rows x are to be multiplied."""
         bias: Tensor | None = getattr(self, "bias", None)
         weight, bias = held(self.weight), None if bias is None else held(bias)
-        parts: tuple[Tensor, Tensor, Tensor | None]
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which does not know our operator
+        # Autocast does not know our operators.
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            parts = (x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-        else:
-            parts = (x.to(weight.dtype), weight, bias)
-        out: Tensor = grouped_linear(*parts, ends)
-        return out
+            return weight.to(dtype), None if bias is None else bias.to(dtype)
+        return weight, bias
