@@ -25,6 +25,7 @@ from modnet.engine.choices import Choice, choose, describe
 from modnet.engine.compiling import compiled
 from modnet.engine.interrupts import Interrupts
 from modnet.engine.job import Job
+from modnet.engine.memory import kept_memory
 from modnet.engine.muon import Muon
 from modnet.engine.outcome import Outcome
 from modnet.engine.parallel import share_of
@@ -51,7 +52,7 @@ def train(job: Job, folder: Path, reporter: Reporter, team: Team = SOLO) -> Outc
     Raises Interrupted after Ctrl-C (state saved), RunFailed on numbers that are not finite, a damaged checkpoint, a
     full disk or too little memory, ValueError if the tracks are not exactly what the objective trains.
     """
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, kept_memory():
         loop = _Loop(job, folder, reporter, team)
         try:
             loop.resume()
