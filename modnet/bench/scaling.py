@@ -35,7 +35,7 @@ from modnet.recipe.training import AdamW, Schedule
 
 MODULES, BLOCKS, STEPS = 4, 2, 16
 RATE = "times the rate of one"
-SHARED_STEPS = {48: 48, 192: 6}  # by the width of whole networks: that of the shipped recipes, and of ViT-Ti
+SHARED_STEPS = {48: 96, 192: 16}  # by the width of whole networks: that of the shipped recipes, and of ViT-Ti
 
 
 def scaling(repeats: int) -> list[Finding]:

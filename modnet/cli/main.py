@@ -30,14 +30,6 @@ from modnet.cli.failures import report, report_usage
 from modnet.cli.launch import HELP, launch, parted, started
 from modnet.errors import Interrupted
 
-app = typer.Typer(
-    name="modnet",
-    help="Experiments with modular neural networks: a recipe in, a table with error bars out.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: rich alone costs more than the help may take
-)
-
 COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("train", train.train),
     ("incubate", incubate.incubate),
@@ -55,12 +47,6 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("export", exports.export),
 )
 VERBS = ("train", "incubate", "assemble", "distill", "route", "evaluate")
-for _name, _command in COMMANDS:
-    app.command(_name, epilog=HELP if _name in VERBS else None)(_command)
-app.command("eval", hidden=True)(evaluate.evaluate)
-app.add_typer(data.app, name="data")
-
-
 # typer brings its own click, or uses the installed one: what is the base of its usage errors?
 _bases: Iterable[Any] = typer.BadParameter.__mro__
 USAGE_ERROR: type[Exception] = next(base for base in _bases if base.__name__ == "ClickException")
@@ -74,11 +60,36 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Experiments with modular neural networks: a recipe in, a table with error bars out."""
+
+
+def application(commands: Iterable[tuple[str, Callable[..., None]]]) -> typer.Typer:
+    """The command line with these commands."""
+    made = typer.Typer(
+        name="modnet",
+        help="Experiments with modular neural networks: a recipe in, a table with error bars out.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # plain help: rich alone costs more than the help may take
+    )
+    made.callback()(options)
+    for name, command in commands:
+        made.command(name, epilog=HELP if name in VERBS else None)(command)
+    return made
+
+
+app = application(COMMANDS)
+app.command("eval", hidden=True)(evaluate.evaluate)
+app.add_typer(data.app, name="data")
+
+
+def asked_for(words: Sequence[str]) -> typer.Typer:
+    """The command line with the command alone that is named first, if one is: each takes milliseconds to make."""
+    named = [(name, command) for name, command in COMMANDS if [name] == words[:1]]
+    return application(named) if named else app
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options and not started():
             return launch(words, options)
-        done: Any = app(words, standalone_mode=False)
+        done: Any = asked_for(words)(words, standalone_mode=False)
         if done == Interrupted.exit_code:  # what typer makes of Ctrl-C
             return report(KeyboardInterrupt())
         return done if isinstance(done, int) else 0
