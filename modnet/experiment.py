@@ -15,13 +15,14 @@ from modnet import data
 from modnet.chain import Chain
 from modnet.engine.artifacts import load_chain, save_chain
 from modnet.engine.choices import choose, describe
+from modnet.engine.display import MUCH_WAITING
 from modnet.engine.job import Job
 from modnet.engine.loggers import LOG, merge_logs, own_log
 from modnet.engine.outcome import Outcome
 from modnet.engine.ranks import ALONE, Dealt, Team, World, join, local_device, other_process, sharing
 from modnet.engine.reporter import Reporter
 from modnet.engine.trainer import train
-from modnet.engine.trials import dtype_trial
+from modnet.engine.trials import Trials
 from modnet.errors import RequestError
 from modnet.evaluation.summary import summarise
 from modnet.methods.base import NETWORK, Inputs, Method
@@ -32,6 +33,7 @@ from modnet.registry import VERBS
 from modnet.store import RunFolder, Store, atomic_write_json, read_json
 
 DEFAULT_RUNS = Path("runs")
+WORTH_TELLING = 10.0  # seconds of waiting for data
 
 
 @dataclass
@@ -231,14 +233,20 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     for chain_name, chain in kept.chains.items():
         save_chain(folder, chain_name, chain)
     images = sum(outcome.images for outcome in outcomes) / max(1, len(outcomes))
-    seconds = sum(outcome.seconds for outcome in outcomes)
+    seconds, waiting = (sum(getattr(outcome, part) for outcome in outcomes) for part in ("seconds", "waiting"))
     scores = "  ".join(f"{found['top1']:.2f}" for found in metrics.values())
     measured = "val top-1" if len(metrics) == 1 else "val top-1 of the hybrids"
     session.console.print(f"  [green]{name}[/green]: {measured} {scores} % after {seconds:.0f} s", highlight=False)
+    if waiting > max(MUCH_WAITING * seconds, WORTH_TELLING):
+        told = (
+            f"{100 * waiting / seconds:.0f} % of it waiting for data; MODNET_WORKERS says how many processes read files"
+        )
+        session.console.print(f"  {told}", highlight=False)
     return {
         **kept.facts,
         **method.facts,
         "seconds": seconds,
+        "waiting": waiting,
         "epochs": method.stage.epochs,
         "images": images,
         "flops": {part: flops * images for part, flops in method.flops().items()},
@@ -250,8 +258,7 @@ def trained(session: Session, name: str, method: Method, folder: Path) -> list[O
     """The outcome of every job, in order; in a process other than the first only of its own."""
     jobs, world = method.jobs(), session.world
     if jobs and world.size > 1 and world.team.leads:  # before others look for them
-        trial = lambda: dtype_trial(jobs[0], session.device)  # noqa: E731
-        choices, known = choose(folder, method.stage, session.device, trial)
+        choices, known = choose(folder, method.stage, session.device, Trials(jobs[0], session.device))
         if not known:
             session.console.print(f"  {name}: {describe(choices, known, session.device)}", highlight=False)
     world.team.wait()

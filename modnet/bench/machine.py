@@ -22,6 +22,7 @@ def machine() -> dict[str, Any]:
         (line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), platform.processor()
     )
     here = {"cpu": cpu, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    here["bf16"] = bf16_missing() is None
     versions = {"modnet": __version__, "python": platform.python_version(), "torch": torch.__version__}
     return {**here, **versions, **{name: _version(name) for name in LIBRARIES}}
 

@@ -31,4 +31,3 @@ SUBJECTS: dict[str, Callable[[int], list[Finding]]] = {
     "timm-script": timm_script,
     "memory": memory,
 }
-SLOW = ("memory",)  # only when it is asked for

@@ -28,7 +28,7 @@ from modnet.cli import (
 )
 from modnet.cli.failures import report, report_usage
 from modnet.cli.launch import HELP, launch, parted, started
-from modnet.errors import Interrupted
+from modnet.errors import Interrupted, RequestError
 
 COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("train", train.train),
@@ -86,8 +86,8 @@ app.command("eval", hidden=True)(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 
 
-def asked_for(words: Sequence[str]) -> typer.Typer:
-    """The command line with the command alone that is named first, if one is: each takes milliseconds to make."""
+def asked_for(words: list[str]) -> typer.Typer:
+    """The command line with the one command that the first word names, as each takes milliseconds to make; or all."""
     named = [(name, command) for name, command in COMMANDS if [name] == words[:1]]
     return application(named) if named else app
 
@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, options = parted(words)
     try:
         if options and not started():
+            if not {*words[:1]} & {*VERBS, "eval"}:
+                raise RequestError(f"{options[0]} starts one of {', '.join(VERBS)}; other commands run in one process")
             return launch(words, options)
         done: Any = asked_for(words)(words, standalone_mode=False)
         if done == Interrupted.exit_code:  # what typer makes of Ctrl-C

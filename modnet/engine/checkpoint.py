@@ -46,12 +46,14 @@ class Progress:
 
     ``validated``: the last epoch that was validated, -1 for none. ``pending``: per track the sum of the losses since
     the last log line, and ``pending_steps`` their number. ``log_offset``: bytes of metrics.jsonl that belong to it.
-    ``optimizers``: the optimizer's name by track.
+    ``waiting``: those of the ``seconds`` in which a step had no batch yet. ``optimizers``: the optimizer's name by
+    track.
     """
 
     step: int = 0
     validated: int = -1
     seconds: float = 0.0
+    waiting: float = 0.0
     images: int = 0
     pending: list[float] = field(default_factory=list)
     pending_steps: int = 0

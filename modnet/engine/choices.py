@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +15,8 @@ from modnet.engine.muon import fastest_dtype
 from modnet.errors import RunFailed
 from modnet.recipe.stages import TrainingStage
 from modnet.store import atomic_write_json, read_json
+
+AS_THE_RECIPE_SAYS = "as the recipe says"
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,31 @@ class Choice:
     reason: str
 
 
+class Trials(Protocol):
+    """What measures where the recipe leaves a choice open."""
+
+    def dtype(self) -> Choice:
+        """Whether steps are faster in bf16 or fp32."""
+        ...
+
+    def compile(self, bf16: bool) -> Choice:
+        """Whether compiling pays, in the dtype chosen."""
+        ...
+
+
 def choose(
-    folder: Path, settings: TrainingStage, device: torch.device, trial: Callable[[], Choice] | None = None
+    folder: Path, settings: TrainingStage, device: torch.device, trials: Trials | None = None
 ) -> tuple[dict[str, Choice], bool]:
     """The choices of a stage folder, and whether they are those of an earlier start.
 
-    ``trial`` measures which dtype is faster, where the recipe leaves it open. The process is set accordingly: the
+    ``trials`` measure what the recipe leaves open. The process is set accordingly: the
     number of threads, and on a GPU deterministic algorithms. Raises RunFailed if the stored choices cannot be read.
     """
     path = folder / "choices.json"
     choices = _read(path) if path.is_file() else {}
     stored = "threads" in choices  # a method may have stored choices of its own before
     if not stored:
-        choices |= _make(settings, device, trial)
+        choices |= _make(settings, device, trials)
         _write(path, choices)
     torch.set_num_threads(int(choices["threads"].value))
     if device.type == "cuda":
@@ -88,15 +102,16 @@ def _read(path: Path) -> dict[str, Choice]:
         raise RunFailed(f"{path} does not hold the choices of a run; {remedy}") from error
 
 
-def _make(settings: TrainingStage, device: torch.device, trial: Callable[[], Choice] | None) -> dict[str, Choice]:
+def _make(settings: TrainingStage, device: torch.device, trials: Trials | None) -> dict[str, Choice]:
+    dtype = trials.dtype() if trials is not None and settings.dtype == "auto" else _dtype(settings, device)
     multiply, why = fastest_dtype(device)
     gpu = {"deterministic": Choice(True, "so that a resumed run ends with the same bits")}
     return {
         **(gpu if device.type == "cuda" else {}),
         "threads": _threads(),
         "device": Choice(device.type, "where the networks were placed"),
-        "dtype": trial() if trial is not None and settings.dtype == "auto" else _dtype(settings, device),
-        "compile": Choice(settings.compile, "as the recipe says"),
+        "dtype": dtype,
+        "compile": _compile(settings, trials, dtype),
         "newton_schulz": Choice(str(multiply).removeprefix("torch."), why),
     }
 
@@ -110,10 +125,23 @@ def _threads() -> Choice:
 
 def _dtype(settings: TrainingStage, device: torch.device) -> Choice:
     if settings.dtype != "bf16":
-        return Choice("fp32", "as the recipe says" if settings.dtype == "fp32" else "nothing was tried")
+        return Choice("fp32", AS_THE_RECIPE_SAYS if settings.dtype == "fp32" else "nothing was tried")
     native, why = fastest_dtype(device)
     slow = "" if native == torch.bfloat16 else "; expect it to be slower than fp32"
-    return Choice("bf16", f"as the recipe says; {why}{slow}")
+    return Choice("bf16", f"{AS_THE_RECIPE_SAYS}; {why}{slow}")
+
+
+def _compile(settings: TrainingStage, trials: Trials | None, dtype: Choice) -> Choice:
+    if settings.compile != "auto":
+        return Choice(settings.compile, AS_THE_RECIPE_SAYS)
+    return Choice(False, "nothing was tried") if trials is None else trials.compile(dtype.value == "bf16")
+
+
+def _compiled(choice: Choice) -> str:
+    """Whether, and why where the recipe left it open."""
+    if choice.reason == AS_THE_RECIPE_SAYS:
+        return ", compiled" if choice.value else ""
+    return f", {'' if choice.value else 'not '}compiled ({choice.reason})"
 
 
 def _reason(dtype: Choice) -> str:
@@ -127,7 +155,7 @@ def describe(choices: dict[str, Choice], stored: bool, device: torch.device) -> 
     told = (
         f"{'as at the first start' if stored else 'chosen'}: {value['device']}, "
         f"{value['threads']} thread{'s' * (value['threads'] != 1)} ({choices['threads'].reason}), "
-        f"{value['dtype']}{_reason(choices['dtype'])}{', compiled' if value['compile'] else ''}"
+        f"{value['dtype']}{_reason(choices['dtype'])}{_compiled(choices['compile'])}"
         f"{', deterministic algorithms' if is_deterministic(choices) else ''}; "
         f"Newton-Schulz of Muon in {value['newton_schulz']} ({choices['newton_schulz'].reason})"
     )

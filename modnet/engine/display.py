@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 PLAIN_EVERY = 5.0  # seconds
+MUCH_WAITING = 0.1  # share of the time, from which on it is shown
 BAR_EVERY = 0.1  # seconds; the bar is drawn four times a second, and its texts cost as much as a small layer
 
 
@@ -22,6 +23,7 @@ class Status:
     total: int
     per_epoch: int
     images: int = 0
+    waited: float = 0.0  # share of the time spent waiting for data
     loss: float | None = None
     val: float | None = None
 
@@ -51,6 +53,7 @@ class Display:
         return {
             "epoch": status.epoch,
             "rate": f"{self.images_per_second():,.0f} img/s",
+            "data": f"data {100 * status.waited:.0f} %" if status.waited >= MUCH_WAITING else "",
             "loss": "" if status.loss is None else f"loss {status.loss:.3f}",
             "val": "" if status.val is None else f"val {status.val:.2f}",
             "left": self.time_left(),
@@ -101,7 +104,7 @@ class Display:
 
 
 def _bar(console: Console) -> Progress:
-    columns = ("epoch", "rate", "loss", "val", "left")
+    columns = ("epoch", "rate", "data", "loss", "val", "left")
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),

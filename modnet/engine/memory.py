@@ -13,17 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-# Parameters of glibc's mallopt(3), and the values its own adjustment ends with: memory up to 32 MiB is not mapped.
+# Parameters of glibc's mallopt(3). ORDINARY: the most that its own adjustment comes to. KEEPING: neither trim nor map.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 ORDINARY = {TRIM_THRESHOLD: 64 << 20, MMAP_THRESHOLD: 32 << 20, MMAP_MAX: 65536}
-KEEPING = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}
+KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
 
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
     """In the body freed memory stays with the process; afterwards the system gets it back.
 
-    Does nothing with another C library than glibc, or where the user has set how memory is allocated. Not for threads.
+    Does nothing with another C library than glibc, or where the user has set how memory is allocated. The settings are
+    the process's: one body at a time.
     """
     libc = None if _set_by_user() else _glibc()
     if libc is None:

@@ -14,12 +14,14 @@ class Outcome:
 
     ``best``: per track the epoch (from 1; 0: before training), score and metrics of the best validation. ``history``:
     every validation, ``{"epoch": e, "metrics": {track: {...}}}``. ``seconds``: time in training steps, reading and
-    augmentation included, over all restarts; ``images``: training images seen.
+    augmentation included, over all restarts; ``waiting``: those of them in which a step waited for its batch;
+    ``images``: training images seen.
     """
 
     steps: int
     epochs: int
     seconds: float
+    waiting: float
     images: int
     metrics: dict[str, dict[str, float]]
     best: dict[str, Best]

@@ -82,15 +82,20 @@ class Reporter:
             self._display.status.images += images
             self._display.tick()
 
-    def train(self, step: int, epoch: int, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Log ``loss``, ``lr`` and ``grad_norm`` by track after ``step`` steps, in epoch ``epoch`` (from 1)."""
+    def train(self, step: int, epoch: int, values: Mapping[str, Mapping[str, float]], waited: float = 0.0) -> None:
+        """Log ``loss``, ``lr`` and ``grad_norm`` by track after ``step`` steps, in epoch ``epoch`` (from 1).
+
+        ``waited``: the share of the training time so far in which steps waited for their batches.
+        """
         speed = self._display.images_per_second() if self._display is not None else 0.0
         row = {"job": self._job, "kind": "train", "step": step, "epoch": epoch, **values}
-        self.log.write({**row, "images_per_second": round(speed, 1), "time": round(time.time(), 3)})
+        pace = {"images_per_second": round(speed, 1), "waiting_for_data": round(waited, 4)}
+        self.log.write({**row, **pace, "time": round(time.time(), 3)})
         if self._board is not None:
-            self._board.scalars({**values, "images_per_second": speed}, step)
+            self._board.scalars({**values, **pace}, step)
         if self._display is not None:
             self._display.status.loss = fmean(values["loss"].values())
+            self._display.status.waited = waited
 
     def validation(self, step: int, epoch: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Log a validation by track."""

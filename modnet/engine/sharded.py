@@ -148,7 +148,7 @@ def _check(job: Job, team: Team, device: torch.device) -> None:
         raise RequestError(
             "parallel: networks are divided over processes that each have a GPU, or none; use --device cpu"
         )
-    if job.settings.compile:
+    if job.settings.compile is True:
         raise RequestError(
             "parallel: a network that is divided over processes cannot be compiled; set compile to false"
         )

@@ -7,7 +7,6 @@ randomness is keyed by step, epoch and sample, so weights, optimizer state and t
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +34,7 @@ from modnet.engine.reporter import Reporter
 from modnet.engine.saving import Writer, gathered
 from modnet.engine.sharding import shard
 from modnet.engine.tracks import LiveTrack, better, check_partition, module_device
-from modnet.engine.trials import dtype_trial
+from modnet.engine.trials import Trials
 from modnet.errors import Interrupted, RunFailed
 from modnet.store import atomic_write_json, read_json
 
@@ -53,16 +52,21 @@ def train(job: Job, folder: Path, reporter: Reporter, team: Team = SOLO) -> Outc
     full disk or too little memory, ValueError if the tracks are not exactly what the objective trains.
     """
     with Interrupts() as interrupts, kept_memory():
-        loop = _Loop(job, folder, reporter, team)
-        try:
-            loop.resume()
-            loop.run(interrupts)
-            outcome = loop.outcome()
-            reporter.finish(outcome.steps, outcome.metrics)
-        finally:
-            reporter.stop()
-            loop.writer.wait()
-        return outcome
+        return _trained(job, folder, reporter, team, interrupts)
+
+
+def _trained(job: Job, folder: Path, reporter: Reporter, team: Team, interrupts: Interrupts) -> Outcome:
+    """As :func:`train`; what the loop holds is freed when this returns."""
+    loop = _Loop(job, folder, reporter, team)
+    try:
+        loop.resume()
+        loop.run(interrupts)
+        outcome = loop.outcome()
+        reporter.finish(outcome.steps, outcome.metrics)
+    finally:
+        reporter.stop()
+        loop.writer.wait()
+    return outcome
 
 
 class _Loop:
@@ -77,7 +81,7 @@ class _Loop:
         self.checkpoints = Checkpoints(folder, job.name)
         self.device = module_device(job.objective)
         self.choices_path = folder / "choices.json"
-        choices, self.known = choose(folder, job.settings, self.device, lambda: dtype_trial(job, self.device))
+        choices, self.known = choose(folder, job.settings, self.device, Trials(job, self.device))
         self.choices = describe(choices, self.known, self.device)
         reporter.say(check_partition(job))
         self.sharding = shard(job, team, self.device)
@@ -89,6 +93,7 @@ class _Loop:
         self.losses = torch.zeros(len(self.tracks), device=self.device)
         self.bad = torch.full((len(self.tracks),), -1, device=self.device)
         self.saved_at, self.saved_step = time.monotonic(), -1
+        self.began = time.perf_counter()  # of the step that runs
         self.writer = Writer()
         self.learning = False  # whether the objective is in training mode
 
@@ -173,26 +178,32 @@ class _Loop:
     def run(self, interrupts: Interrupts) -> None:
         """All remaining steps and validations."""
         batches: Iterator[Batch] | None = None
-        # Ranks of a team stop and save at the same step, whoever was asked first.
-        asked, overdue = self.team.largest([interrupts.asked, False])
+        (asked,) = self.team.largest([interrupts.asked])
         while True:
+            due = self._validation_due()
+            if due and not asked:  # validating may take long: whoever was asked in the step that has ended counts
+                (asked,) = self.team.largest([interrupts.asked])
             if asked and not self._finished():
                 self._stop()
-            if self._validation_due():
+            if due:
                 self._validate()
                 self._save()
             if self._finished():
                 return
-            began = time.perf_counter()
+            self.began = time.perf_counter()
             epoch, start = divmod(self.progress.step, self.per_epoch)
             if batches is None or start == 0:
                 batches = self.batches.epoch(epoch, start)
+            with self._device_errors():
+                batch = next(batches)
+            self.progress.waiting += time.perf_counter() - self.began
+            # Ranks of a team stop and save at the same step, whoever was asked first.
             told = self.team.largest_soon(lambda: [interrupts.asked, self._overdue()])
             with self._device_errors():
-                self._train_step(next(batches))
+                self._train_step(batch)
             asked, overdue = told()
             # Reading and augmentation count, or throughput would be that of the network alone.
-            self.progress.seconds += time.perf_counter() - began
+            self.progress.seconds += time.perf_counter() - self.began
             if self._checkpoint_due(bool(overdue)):
                 self._save()
 
@@ -284,7 +295,9 @@ class _Loop:
             "lr": {track.name: track.lr for track in self.tracks},
             "grad_norm": {name: float(norm) for name, norm in norms.items()},
         }
-        self.reporter.train(step, (step - 1) // self.per_epoch + 1, values)
+        spent = self.progress.seconds + time.perf_counter() - self.began
+        waited = self.progress.waiting / spent if spent else 0.0
+        self.reporter.train(step, (step - 1) // self.per_epoch + 1, values, waited)
         self.losses.zero_()
         self.progress.pending_steps = 0
 
@@ -390,5 +403,5 @@ class _Loop:
             if best and track.name in progress.best:
                 metrics[track.name] = progress.best[track.name].metrics
         self.sharding.restore()
-        result = Outcome(progress.step, self.settings.epochs, progress.seconds, progress.images, metrics, progress.best)
-        return dataclasses.replace(result, history=progress.history)
+        told = (progress.seconds, progress.waiting, progress.images)
+        return Outcome(progress.step, self.settings.epochs, *told, metrics, progress.best, progress.history)

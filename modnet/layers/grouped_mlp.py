@@ -1,8 +1,8 @@
 """Perceptrons of experts on rows that are sorted by expert, one expert after another.
 
-For the backward pass only the inner layers' outputs are kept: the activation behind them is computed once more, and its
-gradient lives in a buffer as large as the longest segment. So a layer of experts keeps half as much as one operator
-after another, and on a CPU asks the system for that much less fresh memory, which costs more than the second GELU.
+Between the layers only the inner layers' outputs are kept for the backward pass: the activation behind them is computed
+once more, and its gradient lives in a buffer as large as the longest segment. That is half of what one operator after
+another keeps there; on a CPU as much less fresh memory is asked for, which costs more than the second GELU.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ class _GroupedMLP(torch.autograd.Function):
         x, ends, *rest = ctx.saved_tensors
         weights, hidden = rest[: ctx.layers], rest[ctx.layers :]
         wanted = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[5:]))
-        found = mlp_backward(grad.contiguous(), x, hidden, weights, ends, ctx.activation, *wanted)
+        found = mlp_backward(grad.contiguous(), x, hidden, weights, ends, ctx.activation, *wanted, ctx.biased)
         to_x = found.pop(0) if wanted[0] else None
-        biased = ctx.layers if ctx.biased else 0
-        to_parameters = found[: ctx.layers + biased] if wanted[1] else [None] * (ctx.layers + biased)
+        to_parameters = found if wanted[1] else [None] * (ctx.layers * (1 + ctx.biased))
         return to_x, None, None, None, None, *to_parameters
 
 
@@ -62,19 +61,19 @@ def mlp_forward(
     x: Tensor, weights: list[Tensor], biases: list[Tensor], ends: Tensor, activation: str, keep: bool
 ) -> list[Tensor]:
     """The output (M, out) and, if they are to be kept, the outputs of the inner layers, (M, hidden) each."""
-    inner = len(weights) - 1
     bias: list[Tensor | None] = [*biases] if biases else [None] * len(weights)
-    longest, width = _longest(ends), weights[0].shape[1]
-    hidden = [x.new_empty(len(x) if keep else longest, width) for _ in range(inner)]
+    parts, width = list(segments(ends)), weights[0].shape[1]
+    longest = _longest(parts)
+    hidden = [x.new_empty(len(x) if keep else longest, width) for _ in weights[:-1]]
     out, active = x.new_empty(len(x), weights[-1].shape[1]), x.new_empty(longest, width)
-    for e, rows in segments(ends):
+    for e, rows in parts:
         count = rows.stop - rows.start
         own = [h[rows if keep else slice(count)] for h in hidden]
         for h, w, b in zip(own, weights[:-1], bias[:-1], strict=True):
             linear_into(h, x[rows], w[e], None if b is None else b[e])
         a = _activate(own, activation, active[:count])
         linear_into(out[rows], a, weights[-1][e], None if bias[-1] is None else bias[-1][e])
-    out[int(ends[-1]) :] = 0
+    out[parts[-1][1].stop :] = 0
     return [out, *hidden] if keep else [out]
 
 
@@ -88,35 +87,40 @@ def mlp_backward(
     activation: str,
     to_x: bool,
     to_weights: bool,
+    biased: bool,
 ) -> list[Tensor]:
-    """Gradients of x, if wanted, and, if wanted, of all weights, then of all biases, from grad (M, out)."""
-    last, longest = len(weights) - 1, _longest(ends)
-    active, passed = (x.new_empty(longest, weights[0].shape[1]) for _ in range(2))
-    of_x = torch.empty_like(x)
+    """Gradients of x, if wanted, and, if wanted, of all weights and of all biases there are, from grad (M, out)."""
+    last, parts = len(weights) - 1, list(segments(ends))
+    active, passed = (x.new_empty(_longest(parts), weights[0].shape[1]) for _ in range(2))
+    of_x = torch.empty_like(x) if to_x else None
     of_weights = [torch.empty_like(w) for w in weights] if to_weights else []
-    of_biases = [w.new_empty(w.shape[:2]) for w in weights] if to_weights else []
-    for e, rows in segments(ends):
+    of_biases = [w.new_empty(w.shape[:2]) for w in weights] if to_weights and biased else []
+
+    def learn(layer: int, e: int, d: Tensor, given: Tensor) -> None:
+        """Gradients of one expert's layer, from that of its output and what it was given."""
+        if of_weights:
+            torch.mm(d.t(), given, out=of_weights[layer][e])
+        if of_biases:
+            torch.sum(d, 0, out=of_biases[layer][e])
+
+    for e, rows in parts:
         count, g = rows.stop - rows.start, grad[rows]
         own, a = [h[rows] for h in hidden], active[:count]
         d = torch.mm(g, weights[last][e], out=passed[:count])
         if to_weights:
-            torch.mm(g.t(), _activate(own, activation, a), out=of_weights[last][e])
-            torch.sum(g, 0, out=of_biases[last][e])
+            learn(last, e, g, _activate(own, activation, a))
         for i, d_i in enumerate(_activate_backward(d, own, activation, a)):
-            if to_weights:
-                torch.mm(d_i.t(), x[rows], out=of_weights[i][e])
-                torch.sum(d_i, 0, out=of_biases[i][e])
-            if to_x and i == 0:
-                torch.mm(d_i, weights[i][e], out=of_x[rows])
-            elif to_x:
-                of_x[rows].addmm_(d_i, weights[i][e])
-    of_x[int(ends[-1]) :] = 0
-    return [*([of_x] if to_x else []), *of_weights, *of_biases]
+            learn(i, e, d_i, x[rows])
+            if of_x is not None:
+                of_x[rows].addmm_(d_i, weights[i][e], beta=float(i > 0))
+    if of_x is not None:
+        of_x[parts[-1][1].stop :] = 0
+    return [*([] if of_x is None else [of_x]), *of_weights, *of_biases]
 
 
-def _longest(ends: Tensor) -> int:
+def _longest(parts: list[tuple[int, slice]]) -> int:
     """Rows of the expert that has most."""
-    return int(ends.diff(prepend=ends.new_zeros(1)).max())
+    return max(int(rows.stop - rows.start) for _, rows in parts)
 
 
 def _activate(hidden: list[Tensor], activation: str, out: Tensor) -> Tensor:
@@ -161,8 +165,9 @@ def _(
     activation: str,
     to_x: bool,
     to_weights: bool,
+    biased: bool,
 ) -> list[Tensor]:
-    of_parameters = [torch.empty_like(w) for w in weights] + [w.new_empty(w.shape[:2]) for w in weights]
+    of_parameters = [torch.empty_like(w) for w in weights] + [w.new_empty(w.shape[:2]) for w in weights if biased]
     return [*([torch.empty_like(x)] if to_x else []), *(of_parameters if to_weights else [])]
 
 
@@ -172,7 +177,7 @@ def mlp_forward_flops(x: Any, weights: Any, *_: Any, **__: Any) -> int:
 
 
 def mlp_backward_flops(
-    grad: Any, x: Any, hidden: Any, weights: Any, ends: Any, activation: Any, to_x: bool, to_weights: bool, **_: Any
+    grad: Any, x: Any, hidden: Any, weights: Any, ends: Any, kind: Any, to_x: bool, to_weights: bool, *_: Any, **__: Any
 ) -> int:
     """As many as forward for the weights' gradients, and for those of the rows; the last layer's always have to be."""
     products = [2 * x[0] * out * given for _, out, given in weights]

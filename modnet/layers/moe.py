@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from modnet.chain import Pass
 from modnet.layers.block import AttentionBlock, Block
 from modnet.layers.dispatch import Plan, combine, dispatch, expert_choice_plan, plan
 from modnet.layers.exchange import PerExpert
-from modnet.layers.grouped import grouped_mm_serves
+from modnet.layers.grouped import grouped_linear, grouped_mm_serves
 from modnet.layers.grouped_mlp import Activation, grouped_mlp
 from modnet.layers.initialise import initialise_linears
 from modnet.layers.routers import Choice, ExpertChoiceGate, drawn, gate_of, load_stats
@@ -39,19 +39,25 @@ class Experts(PerExpert):
 
     def compute(self, x: Tensor, ends: Tensor) -> Tensor:
         layers = [self.fc1, self.fc2] if self.up is None else [self.fc1, self.up, self.fc2]
-        weights, biases = zip(*(layer.parts(x) for layer in layers), strict=True)
-        x = x.to(weights[0].dtype)
-        if grouped_mm_serves(x, weights[0].shape[1]):  # one kernel for all experts
-            return self.layer_by_layer(x, ends)
-        return grouped_mlp(x, list(weights), [b for b in biases if b is not None], ends, self.activation)
+        parts = [layer.parts(x) for layer in layers]
+        x = x.to(parts[0][0].dtype)
+        if grouped_mm_serves(x, parts[0][0].shape[1]):  # one kernel for all experts
+            return layer_by_layer(x, parts, ends, self.activation)
+        biases = [bias for _, bias in parts if bias is not None]
+        return grouped_mlp(x, [weight for weight, _ in parts], biases, ends, self.activation)
 
-    def layer_by_layer(self, x: Tensor, ends: Tensor) -> Tensor:
-        """As :meth:`compute`, by the layers' own operators."""
-        first: Tensor = self.fc1(x, ends)
-        approximate = "tanh" if self.activation == "gelu-tanh" else "none"
-        hidden = F.gelu(first, approximate=approximate) if self.up is None else F.silu(first) * self.up(x, ends)
-        out: Tensor = self.fc2(hidden, ends)
-        return out
+
+def layer_by_layer(
+    x: Tensor, parts: Sequence[tuple[Tensor, Tensor | None]], ends: Tensor, activation: Activation
+) -> Tensor:
+    """As :func:`modnet.layers.grouped_mlp.grouped_mlp`, an operator a layer, each of a weight and a bias or None."""
+    first: Tensor = grouped_linear(x, *parts[0], ends)
+    if activation == "swiglu":
+        hidden = F.silu(first) * grouped_linear(x, *parts[1], ends)
+    else:
+        hidden = F.gelu(first, approximate="tanh" if activation == "gelu-tanh" else "none")
+    out: Tensor = grouped_linear(hidden, *parts[-1], ends)
+    return out
 
 
 class MoE(nn.Module):

@@ -196,7 +196,9 @@ class ModulewiseMethod(Method):
         if steps < LEAST_STEPS or uneven or self.inputs.device.type == "meta":  # a plan has nothing to time
             return False
         dtype = torch.bfloat16 if self.stage.dtype == "bf16" else None
-        made = self.inputs.chosen("joined", lambda: joining(objective, self._trial_batch(), dtype), "tail in one batch")
+        alone = len(self.groups()) == 1  # the bits of another group may be others
+        name = "joined" if alone else f"joined in {group_name(objective.places, len(self.learners))}"
+        made = self.inputs.chosen(name, lambda: joining(objective, self._trial_batch(), dtype), "tail in one batch")
         return bool(made.value)
 
     def _trial_batch(self) -> Batch:

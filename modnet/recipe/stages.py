@@ -111,7 +111,7 @@ class TrainingStage(Stage):
     clip: PositiveFloat | None = None  # largest gradient norm of a track
     ema: BelowOne | None = None  # decay of the averaged weights, which then are what is evaluated and kept
     dtype: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 if a short trial finds it clearly faster
-    compile: bool = False
+    compile: bool | Literal["auto"] = False  # auto: if a short trial finds that over the whole stage it pays
     select: Literal["best", "last"] = "best"  # which checkpoint the stage gives on, by val accuracy
     evaluate_every: PositiveInt = 1  # epochs
     data_seed: Annotated[int | None, KeyedIfSet()] = None  # of order and augmentation; None: the stage's own seed

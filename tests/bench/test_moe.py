@@ -25,10 +25,13 @@ def test_every_case_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("TOKENS", 64), ("WIDTH", 12), ("HIDDEN", 8), ("NARROW", 4)):
         monkeypatch.setattr(bench, name, size)
     monkeypatch.setattr(bench, "bf16_missing", lambda: None)
-    names = [found.name for found in bench.moe(1)]
+    results = {found.name: found for found in bench.moe(1)}
     dense = [f"moe top {k} {dtype}" for dtype in ("float32", "bfloat16") for k in (1, 2)]
     dense = [told for name in dense for told in (name, f"{name}, experts alone")]
-    assert names == [*dense, "moe Mixtral", "moe one-hot", "moe routing"]
+    assert [*results] == [*dense, "moe Mixtral", "moe one-hot", "moe one-hot, by FLOPs", "moe routing"]
+    more = results["moe one-hot, by FLOPs"]
+    assert isinstance(more, Measure)
+    assert more.figure > 1
 
 
 def test_routing_is_a_share_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:

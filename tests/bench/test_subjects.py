@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from modnet.bench import arithmetic, loading, modules, scaling, script, startup, steps, sweeps, teachers
 from modnet.bench.networks import random_data
-from modnet.bench.pairs import Comparison, Measure, Skipped, faster
-from modnet.bench.subjects import SLOW, SUBJECTS
+from modnet.bench.pairs import Comparison, Finding, Measure, Skipped, faster
+from modnet.bench.subjects import SUBJECTS
 from modnet.chain import Chain
+from modnet.cli.bench import SLOW, moved, subjects_of
 from modnet.cli.bench import SUBJECTS as LISTED
 from modnet.cli.main import app
 from modnet.data.loaders import TrainBatches
@@ -178,7 +179,7 @@ def test_one_process_saves_the_frozen_front_that_two_compute_each(toy_sizes: Non
 @pytest.mark.slow
 def test_two_processes_are_timed_together() -> None:
     with scaling.Crew(1) as one, scaling.Crew(2) as two:
-        times = [one.timed("data"), two.timed("data"), two.timed("halves")]
+        times = [one.timed("data 48"), two.timed("data 48"), two.timed("halves 48")]
     assert min(times) > 0
 
 
@@ -186,5 +187,32 @@ def test_unknown_subjects_are_named() -> None:
     done = CliRunner().invoke(app, ["bench", "warp"])
     assert done.exit_code != 0
     assert "warp" in str(done.exception)
-    assert SUBJECTS.keys() == set(LISTED.split(", "))
-    assert set(SLOW) < SUBJECTS.keys()
+    assert [*SUBJECTS] == [*LISTED]
+
+
+def test_all_is_everything_but_what_is_slow() -> None:
+    usual = [name for name in LISTED if name not in SLOW]
+    assert subjects_of(["all"]) == usual
+    assert subjects_of(["moe", "all", "memory"]) == ["moe", *(n for n in usual if n != "moe"), "memory"]
+    assert subjects_of(["moe"]) == ["moe"]
+
+
+def test_one_subject_that_fails_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(repeats: int) -> list[Finding]:
+        raise ValueError("no luck")
+
+    done_well = Measure("efficiency fp32", "arithmetic", "of the GEMM rate", (0.5,))
+    monkeypatch.setitem(SUBJECTS, "moe", broken)
+    monkeypatch.setitem(SUBJECTS, "efficiency", lambda repeats: [done_well])
+    path = tmp_path / "figures.json"
+    done = CliRunner().invoke(app, ["bench", "moe", "efficiency", "--save", str(path)])
+    assert "not measured: moe" in str(done.exception)
+    assert "failed, ValueError: no luck" in done.output
+    assert "0.5" in done.output
+    assert [entry["name"] for entry in json.loads(path.read_text())["comparisons"]] == ["moe", "efficiency fp32"]
+
+
+def test_another_machine_is_told_apart() -> None:
+    before, now = {"cpu": "A", "torch": "2", "load": 1.0}, {"cpu": "B", "torch": "2", "load": 0.0}
+    assert moved(before, now) == ["not the same machine or versions: cpu A then, B now"]
+    assert moved(now, now) == []

@@ -38,22 +38,19 @@ print(json.dumps(found | {"after": resident()}))
 """
 
 
-def measured(**variables: str) -> dict[str, int]:
+def test_large_tensors_are_made_of_memory_that_is_there_and_that_goes_back_at_the_end() -> None:
     ours = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
     words = [sys.executable, "-c", MEASURING]
-    done = subprocess.run(words, env=ours | variables, check=True, capture_output=True, text=True)
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
-
-
-def test_large_tensors_are_made_of_memory_that_is_there_and_that_goes_back_at_the_end() -> None:
-    found = measured()
+    found = json.loads(subprocess.run(words, env=ours, check=True, capture_output=True, text=True).stdout)
     assert found["kept"] < found["ordinary"] / 10  # page faults
     assert found["after"] < found["held"] - 150  # MiB
 
 
-def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=10")]
+)
+def test_what_the_user_has_set_is_left_alone(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_set", lambda *_: pytest.fail("memory was set"))
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    monkeypatch.setenv(name, value)
     with kept_memory():
         pass

@@ -227,7 +227,10 @@ def test_seconds_count_the_reading_of_batches(tmp_path: Path, monkeypatch: Any) 
 
     monkeypatch.setattr(job.batches, "epoch", slow)
     monkeypatch.setattr("modnet.engine.trainer.time.perf_counter", lambda: clock[0])
-    assert train(job, tmp_path, quiet(tmp_path)).seconds == 20.0
+    outcome = train(job, tmp_path, quiet(tmp_path))
+    assert outcome.seconds == outcome.waiting == 20.0
+    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {row["waiting_for_data"] for row in told if row["kind"] == "train"} == {1.0}
 
 
 @pytest.mark.parametrize("wanted", [True, False])

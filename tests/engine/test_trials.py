@@ -1,15 +1,18 @@
-"""``dtype: auto`` is settled by a short trial that leaves nothing changed."""
+"""``dtype: auto`` and ``compile: auto`` are settled by short trials that leave nothing changed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from modnet.engine import trials
-from modnet.engine.trials import dtype_trial
+from modnet.engine.job import Job
+from modnet.engine.trials import compile_trial, dtype_trial
 from tests.engine.toy import run, toy_job, weights
 
 CPU = torch.device("cpu")
@@ -49,8 +52,68 @@ def test_the_trial_decides_once_for_a_stage(tmp_path: Path, monkeypatch: pytest.
     from modnet.engine.choices import Choice
 
     made = Choice("bf16", "a step with bf16 is 2.00 times as fast; it says")
-    monkeypatch.setattr("modnet.engine.trainer.dtype_trial", lambda job, device: made)
+    monkeypatch.setattr("modnet.engine.trials.dtype_trial", lambda job, device: made)
     run(tmp_path / "a", dtype="auto", epochs=1)
     assert json.loads((tmp_path / "a" / "choices.json").read_text())["dtype"]["value"] == "bf16"
-    monkeypatch.setattr("modnet.engine.trainer.dtype_trial", lambda job, device: 1 / 0)
+    monkeypatch.setattr("modnet.engine.trials.dtype_trial", lambda job, device: 1 / 0)
     run(tmp_path / "a", dtype="auto", epochs=1)
+
+
+class Clock:
+    """Every pass takes ``eager`` seconds, and ``quick`` once the compiler has been at it, which takes ``compiling``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, eager: float, quick: float, compiling: float) -> None:
+        self.now, self.each, self.compiled = 0.0, eager, 0
+        real = trials._pass
+
+        def timed(job: Job, objective: nn.Module, device: torch.device, bf16: bool) -> Callable[[], None]:
+            run = real(job, objective, device, bf16)
+
+            def ticking() -> None:
+                run()
+                self.now += self.each
+
+            return ticking
+
+        def compiled(objective: nn.Module) -> nn.Module:
+            self.now += compiling
+            self.each, self.compiled = quick, self.compiled + 1
+            return objective
+
+        monkeypatch.setattr(trials, "_pass", timed)
+        monkeypatch.setattr(trials, "compiled", compiled)
+        monkeypatch.setattr("modnet.engine.trials.time.perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("eager", "quick", "compiling", "value", "told"),
+    [
+        (1.0, 0.5, 5.0, False, "too short to pay for compiling"),
+        (200.0, 100.0, 200.0, True, "2.00 times as fast, 800 s less over the stage; compiling takes 300 s"),
+        (200.0, 190.0, 300.0, False, "1.05 times as fast, 80 s less"),
+    ],
+)
+def test_compiling_is_chosen_where_it_saves_more_than_it_takes(
+    eager: float, quick: float, compiling: float, value: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = toy_job(epochs=2, compile="auto")
+    before = {name: tensor.clone() for name, tensor in weights(job).items()}
+    clock = Clock(monkeypatch, eager, quick, compiling)
+    choice = compile_trial(job, CPU, bf16=False)
+    monkeypatch.undo()
+    assert choice.value is value
+    assert told in choice.reason
+    assert clock.compiled == (eager > 100)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(job).items())
+    assert all(p.grad is None for p in job.objective.parameters())
+
+
+def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(objective: nn.Module) -> nn.Module:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(trials, "LONG", 0.0)
+    monkeypatch.setattr(trials, "compiled", missing)
+    run(tmp_path, compile="auto", epochs=1)
+    stored = json.loads((tmp_path / "choices.json").read_text())["compile"]
+    assert stored == {"value": False, "reason": "compiling failed: RuntimeError"}

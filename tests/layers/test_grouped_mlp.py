@@ -1,17 +1,19 @@
-"""Perceptrons of experts in one operator: the same bits as the layers one after another, and half of what they keep."""
+"""Perceptrons of experts in one operator: the numbers of the layers one after another, and half of what they keep."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from modnet.evaluation.cost import flop_counter
+from modnet.layers import grouped_mlp as module
 from modnet.layers.grouped_mlp import Activation, grouped_mlp, mlp_backward, mlp_forward
-from modnet.layers.moe import Experts
+from modnet.layers.moe import Experts, layer_by_layer
 from modnet.randomness import Key
 
 EXPERTS, WIDTH, HIDDEN = 4, 6, 10
@@ -26,6 +28,13 @@ def experts(activation: Activation = "gelu", bias: bool = True) -> Experts:
             if name.endswith("bias"):
                 torch.nn.init.normal_(p)
     return made
+
+
+def apart(layer: Experts, x: Tensor, ends: Tensor) -> Tensor:
+    """The same by an operator a layer."""
+    layers = [layer.fc1, layer.fc2] if layer.up is None else [layer.fc1, layer.up, layer.fc2]
+    parts = [one.parts(x) for one in layers]
+    return layer_by_layer(x.to(parts[0][0].dtype), parts, ends, layer.activation)
 
 
 def rows(count: int = 9) -> Tensor:
@@ -53,8 +62,8 @@ def test_outputs_and_gradients_are_those_of_layer_after_layer(
 ) -> None:
     layer, x, where = experts(activation, bias), rows().requires_grad_(), torch.tensor(ends)
     found = []
-    for compute in (layer.compute, layer.layer_by_layer):
-        out = compute(x, where)
+    for compute in (Experts.compute, apart):
+        out = compute(layer, x, where)
         found.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
     torch.testing.assert_close(*found, atol=1e-6, rtol=1e-5)
 
@@ -62,13 +71,12 @@ def test_outputs_and_gradients_are_those_of_layer_after_layer(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_are_differences(activation: Activation) -> None:
     layer, ends = experts(activation).double(), torch.tensor([2, 2, 5, 7])
-    parts = [p.detach().requires_grad_() for p in layer.parameters()]
-    count = len(parts) // 2
+    layers = [layer.fc1, layer.fc2] if layer.up is None else [layer.fc1, layer.up, layer.fc2]
+    count = len(layers)
 
     def through(x: Tensor, *p: Tensor) -> Tensor:
         return grouped_mlp(x, list(p[:count]), list(p[count:]), ends, activation)
 
-    layers = [layer.fc1, layer.fc2] if layer.up is None else [layer.fc1, layer.up, layer.fc2]
     ordered = [p.detach().requires_grad_() for part in ("weight", "bias") for p in (getattr(m, part) for m in layers)]
     assert torch.autograd.gradcheck(through, (rows().double().requires_grad_(), *ordered))
 
@@ -94,45 +102,80 @@ def test_what_is_frozen_takes_no_gradient_and_changes_no_other(frozen: str, acti
         assert p.grad is None or q.grad is None or torch.equal(p.grad, q.grad)
 
 
-def test_it_keeps_half_of_what_layers_keep_and_nothing_without_gradients() -> None:
-    layer, ends = experts(), torch.tensor([2, 5, 6, 9])
+@pytest.mark.parametrize(("activation", "count"), [("gelu", 1), ("swiglu", 2)])
+def test_it_keeps_half_of_what_layers_keep(activation: Activation, count: int) -> None:
+    layer, ends = experts(activation), torch.tensor([2, 5, 6, 9])
     kept = []
-    for compute in (layer.compute, layer.layer_by_layer):
+    for compute in (Experts.compute, apart):
         with stored() as found:
-            compute(rows(), ends)
+            compute(layer, rows(), ends)
         kept.append(sum(len(t) == 9 and t.shape[-1] == HIDDEN for t in found))
-    assert kept == [1, 2]
-    with torch.no_grad():
-        assert len(mlp_forward(rows(), [layer.fc1.weight, layer.fc2.weight], [], ends, "gelu", False)) == 1
-        torch.testing.assert_close(layer.compute(rows(), ends), layer.layer_by_layer(rows(), ends))
+    assert kept == [count, 2 * count]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nothing_is_kept_where_nothing_learns(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def spied(*parts: Any) -> list[Tensor]:
+        asked.append(parts[-1])
+        found: list[Tensor] = mlp_forward(*parts)
+        return found
+
+    monkeypatch.setattr(module, "mlp_forward", spied)
+    layer, ends = experts().requires_grad_(not frozen), torch.tensor([2, 5, 6, 9])
+    with torch.set_grad_enabled(frozen):
+        out = layer.compute(rows(), ends)
+    assert asked == [False]
+    torch.testing.assert_close(out, apart(layer, rows(), ends))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("frozen", ["nothing", "experts", "rows"])
 def test_it_costs_what_the_layers_cost(frozen: str, activation: Activation) -> None:
     layer, counted = experts(activation).requires_grad_(frozen != "experts"), []
-    for compute in (layer.compute, layer.layer_by_layer):
+    for compute in (Experts.compute, apart):
         with flop_counter() as counter:
-            compute(rows().requires_grad_(frozen != "rows"), torch.tensor([2, 5, 6, 9])).sum().backward()
+            compute(layer, rows().requires_grad_(frozen != "rows"), torch.tensor([2, 5, 6, 9])).sum().backward()
         counted.append(counter.get_total_flops())
     assert counted[0] == counted[1] > 0
 
 
 def test_autocast_computes_in_its_dtype() -> None:
-    layer, ends = experts(), torch.tensor([2, 5, 6, 9])
-    with torch.autocast("cpu", torch.bfloat16):
-        out, apart = layer.compute(rows(), ends), layer.layer_by_layer(rows(), ends)
-    assert out.dtype == apart.dtype == torch.bfloat16
-    torch.testing.assert_close(out, apart, atol=2e-2, rtol=2e-2)
+    found = []
+    for compute in (Experts.compute, apart):
+        layer, x = experts(), rows().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = compute(layer, x, torch.tensor([2, 5, 6, 9]))
+        assert out.dtype == torch.bfloat16
+        found.append((out, *torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()])))
+    assert all(grad.dtype == torch.float32 for grad in found[0][1:])
+    torch.testing.assert_close(*found, atol=2e-2, rtol=2e-2)
 
 
-def test_the_operators_keep_their_promises() -> None:
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_operators_keep_their_promises(biased: bool) -> None:
     layer, ends = experts("swiglu"), torch.tensor([2, 5, 6, 9])
     assert layer.up is not None
-    weights = [w.weight.detach() for w in (layer.fc1, layer.up, layer.fc2)]
+    layers = (layer.fc1, layer.up, layer.fc2)
+    weights, biases = [one.weight.detach() for one in layers], [one.bias.detach() for one in layers if biased]
+    given = (rows(), weights, biases, ends, "swiglu")
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(mlp_forward, (rows(), weights, [], ends, "swiglu", True), test_utils=checks)
-    _, *hidden = mlp_forward(rows(), weights, [], ends, "swiglu", True)
+    for keep in (True, False):
+        torch.library.opcheck(mlp_forward, (*given, keep), test_utils=checks)
+    _, *hidden = mlp_forward(*given, True)
     for wanted in ((True, True), (True, False), (False, True)):
-        given = (rows(), rows(), hidden, weights, ends, "swiglu", *wanted)
-        torch.library.opcheck(mlp_backward, given, test_utils=checks)
+        back = (rows(), rows(), hidden, weights, ends, "swiglu", *wanted, biased)
+        torch.library.opcheck(mlp_backward, back, test_utils=checks)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_it_compiles() -> None:
+    layer, ends = experts(), torch.tensor([2, 5, 6, 9])
+    found = []
+    for compute in (layer.compute, torch.compile(layer.compute)):
+        x = rows().requires_grad_()
+        out = compute(x, ends)
+        found.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
+    torch.testing.assert_close(*found)
