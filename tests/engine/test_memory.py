@@ -33,6 +33,7 @@ made()
 found = {"ordinary": made(rounds=4)}
 with kept_memory():
     made(192)
+    made()
     found |= {"kept": made(rounds=4), "held": resident()}
 print(json.dumps(found | {"after": resident()}))
 """

@@ -29,6 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+CLOCKED = ("time", "images_per_second", "waiting_for_data")
+
+
 class Killed(BaseException):
     """Stands for the death of the process: nothing may catch it."""
 
@@ -36,7 +39,7 @@ class Killed(BaseException):
 def rows(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what the clock decides."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k not in ("time", "images_per_second")} for x in lines]
+    return [{k: v for k, v in json.loads(x).items() if k not in CLOCKED} for x in lines]
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

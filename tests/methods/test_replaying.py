@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,46 @@ def test_what_cannot_be_stored_is_said(taught: Any) -> None:
         taught.run("stages.mimic.replay={store: top-k, k: 3}", only="mimic")
     with pytest.raises(RequestError, match="no frozen outputs"):
         taught.run("stages.teacher.replay=fp32", "stages.teacher.epochs=1", only="teacher")
+
+
+def test_without_room_nothing_is_written(taught: Any, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr("modnet.methods.replaying.shutil.disk_usage", lambda folder: full)
+    with pytest.raises(RunFailed, match=r"need .* free\. Make room"):
+        taught.run("stages.hinton.replay=fp32", only="hinton")
+    assert not list(data_folder.glob("*/e*"))
+
+
+def test_filling_goes_on_where_it_was_stopped(taught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, wrote, write = (
+        ("stages.hinton.replay=fp32", "stages.hinton.epochs=3"),
+        list[tuple[int, int]](),
+        Replay.write,
+    )
+
+    def limited(self: Replay, epoch: int, step: int, parts: Any) -> None:
+        wrote.append((epoch, step))
+        if len(wrote) == 2:
+            raise RunFailed("a full disk")
+        write(self, epoch, step, parts)
+
+    monkeypatch.setattr(Replay, "write", limited)
+    with pytest.raises(RunFailed, match="a full disk"):
+        taught.run(*settings, only="hinton")
+    replayed = taught.run(*settings, only="hinton")
+    assert wrote == [(0, 0), (1, 0), (1, 0), (2, 0)]
+    assert lab_result(replayed, "hinton")["replay"]["seconds"] > 0
+
+
+def test_top_k_stores_less_and_has_a_key_of_its_own(taught: Any) -> None:
+    stores = ("fp32", "{store: top-k, k: 2}", "{store: top-k, k: 3}")
+    runs = [taught.run(f"stages.hinton.replay={store}", only="hinton") for store in stores]
+    assert len({inputs.keys["hinton"] for inputs in runs}) == 3
+    sizes = [lab_result(inputs, "hinton")["replay"]["bytes"] for inputs in runs[1:]]
+    assert sizes[0] < sizes[1]
+    chains = [taught.chain(inputs, "hinton") for inputs in runs]
+    assert not same(chains[0], chains[1])
+    assert not same(chains[1], chains[2])
 
 
 def test_processes_fill_a_replay_together(taught: Any, tmp_path: Path) -> None:
