@@ -33,7 +33,7 @@ made()
 found = {"ordinary": made(rounds=4)}
 with kept_memory():
     made(192)
-    made()
+    made(rounds=16)  # until pieces of the heap have found their places
     found |= {"kept": made(rounds=4), "held": resident()}
 print(json.dumps(found | {"after": resident()}))
 """
