@@ -13,6 +13,7 @@ from rich.console import Console
 
 from modnet import data
 from modnet.chain import Chain
+from modnet.data.large import FolderSplit
 from modnet.engine.artifacts import load_chain, save_chain
 from modnet.engine.choices import choose, describe
 from modnet.engine.display import MUCH_WAITING
@@ -238,10 +239,8 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
     measured = "val top-1" if len(metrics) == 1 else "val top-1 of the hybrids"
     session.console.print(f"  [green]{name}[/green]: {measured} {scores} % after {seconds:.0f} s", highlight=False)
     if waiting > max(MUCH_WAITING * seconds, WORTH_TELLING):
-        told = (
-            f"{100 * waiting / seconds:.0f} % of it waiting for data; MODNET_WORKERS says how many processes read files"
-        )
-        session.console.print(f"  {told}", highlight=False)
+        remedy = "; MODNET_WORKERS says how many processes read files" * isinstance(method.dataset.train, FolderSplit)
+        session.console.print(f"  {100 * waiting / seconds:.0f} % of it waiting for data{remedy}", highlight=False)
     return {
         **kept.facts,
         **method.facts,
@@ -257,12 +256,13 @@ def learn(session: Session, name: str, method: Method, folder: Path) -> dict[str
 def trained(session: Session, name: str, method: Method, folder: Path) -> list[Outcome]:
     """The outcome of every job, in order; in a process other than the first only of its own."""
     jobs, world = method.jobs(), session.world
+    costs = method.job_costs()
     if jobs and world.size > 1 and world.team.leads:  # before others look for them
-        choices, known = choose(folder, method.stage, session.device, Trials(jobs[0], session.device))
+        sharing_all = world.size if costs is None else 1
+        choices, known = choose(folder, method.stage, session.device, Trials(jobs[0], session.device, sharing_all))
         if not known:
             session.console.print(f"  {name}: {describe(choices, known, session.device)}", highlight=False)
     world.team.wait()
-    costs = method.job_costs()
     mine = Dealt(list(range(len(jobs))), world.team) if costs is None else world.deal(costs)
     outcomes = {}
     for number in mine.jobs:

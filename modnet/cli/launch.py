@@ -1,4 +1,4 @@
-"""``--nproc-per-node N``, with torchrun's own names: any command again, in several processes."""
+"""``--nproc-per-node N``, with torchrun's own names: a verb again, in several processes."""
 
 from __future__ import annotations
 

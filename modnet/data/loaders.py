@@ -19,6 +19,13 @@ from modnet.registry import AUGMENTS, Params
 _CHUNK_BYTES = 1 << 20  # images augmented at once: enough to hide the cost of each call, few enough to stay in cache
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; on a GPU the copy is only asked for, so that what still computes is not waited for."""
+    if device.type != "cuda" or x.is_cuda:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 class TrainBatches:
     """The training batches of a data set (an :class:`engine.batch.Batches`).
 
@@ -109,7 +116,7 @@ class TrainBatches:
         change = transformed(self._params, split.reader.size, self.key.fold("augment", "v2", epoch))
         batches, numbers = rows.split(len(self._own)), draws.split(len(self._own))
         for some, ids, images in zip(batches, numbers, split.read(batches, change, numbers), strict=True):
-            yield images.to(self.device), split.labels[some].to(self.device), ids.to(self.device)
+            yield sent(images, self.device), sent(split.labels[some], self.device), sent(ids, self.device)
 
     def _augmented(
         self, split: Split, rows: Tensor, draws: Tensor, epoch: int

@@ -51,6 +51,8 @@ def choose(
     choices = _read(path) if path.is_file() else {}
     stored = "threads" in choices  # a method may have stored choices of its own before
     if not stored:
+        if device.type == "cuda":
+            _set_deterministic(True)  # as :func:`_make` chooses: trials are to time what will run
         choices |= _make(settings, device, trials)
         _write(path, choices)
     torch.set_num_threads(int(choices["threads"].value))

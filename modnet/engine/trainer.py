@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +22,7 @@ from modnet.engine.casting import cast_frozen
 from modnet.engine.checkpoint import Best, Checkpoint, Checkpoints, Progress, for_track, prefixed, read
 from modnet.engine.choices import Choice, choose, describe
 from modnet.engine.compiling import compiled
+from modnet.engine.faults import device_errors
 from modnet.engine.interrupts import Interrupts
 from modnet.engine.job import Job
 from modnet.engine.memory import kept_memory
@@ -81,7 +82,7 @@ class _Loop:
         self.checkpoints = Checkpoints(folder, job.name)
         self.device = module_device(job.objective)
         self.choices_path = folder / "choices.json"
-        choices, self.known = choose(folder, job.settings, self.device, Trials(job, self.device))
+        choices, self.known = choose(folder, job.settings, self.device, Trials(job, self.device, team.size))
         self.choices = describe(choices, self.known, self.device)
         reporter.say(check_partition(job))
         self.sharding = shard(job, team, self.device)
@@ -101,7 +102,7 @@ class _Loop:
         self.half = choices["dtype"].value == "bf16"
         if self.half:
             cast_frozen(self.job.objective, torch.bfloat16, [track.chain for track in self.job.tracks])
-        compiles = bool(choices["compile"].value)
+        compiles = bool(choices["compile"].value) and not self.sharding.divides
         objective = compiled(self.job.objective) if compiles else self.job.objective
         self.objective = self.sharding.spread(objective)
         for track in self.tracks:
@@ -234,26 +235,9 @@ class _Loop:
             self._log(norms)
         self.reporter.advance(self.progress.step, self.job.batches.batch_size)
 
-    @contextmanager
-    def _device_errors(self) -> Iterator[None]:
-        """Turn what the device cannot do in this step into a RunFailed that says what helps."""
-        step = self.progress.step
-        try:
-            yield
-        except torch.OutOfMemoryError as error:
-            kept = f" The last checkpoint is {self.checkpoints.path}." if self._kept() else ""
-            raise RunFailed(
-                f"step {step + 1} needs more memory than {self.device} has free, with batch={self.settings.batch} in "
-                f"{self.settings.accumulate} part{'s' * (self.settings.accumulate > 1)}.{kept} "
-                f"Try a smaller batch, or accumulate={2 * self.settings.accumulate}."
-            ) from error
-        except RuntimeError as error:
-            if "does not have a deterministic implementation" not in str(error):
-                raise
-            raise RunFailed(
-                f"step {step + 1}: {str(error).partition(',')[0]} on {self.device}. To train all the same, with last "
-                f"bits that differ from run to run, set the value of deterministic to false in {self.choices_path}."
-            ) from error
+    def _device_errors(self) -> AbstractContextManager[None]:
+        last = lambda: self.checkpoints.path if self._kept() else None  # noqa: E731
+        return device_errors(self.progress.step + 1, self.device, self.settings, last, self.choices_path)
 
     def _backward(self, batch: Batch, step: int) -> None:
         """Gradients of a batch, micro-batch by micro-batch, each weighted by its share of the samples.

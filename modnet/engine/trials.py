@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from modnet.chain import Pass
+from modnet.engine.batch import Batch
 from modnet.engine.choices import Choice
-from modnet.engine.compiling import compiled
+from modnet.engine.compiling import compiled, forget_compiled
 from modnet.engine.job import Job
 from modnet.engine.muon import fastest_dtype
 
 TRIES, LEAST_GAIN = 5, 1.1
 LONG = 600.0  # seconds of passes from which on compiling is tried, as it takes a minute or more
+TOO_LARGE = "a trial took more memory than there is"
 PAYS = 2.0  # how many times as much as compiling takes it has to save
 
 
@@ -28,6 +30,7 @@ class Trials:
 
     job: Job
     device: torch.device
+    ranks: int = 1  # that share each batch
 
     def dtype(self) -> Choice:
         """See :func:`dtype_trial`."""
@@ -35,7 +38,7 @@ class Trials:
 
     def compile(self, bf16: bool) -> Choice:
         """See :func:`compile_trial`."""
-        return compile_trial(self.job, self.device, bf16)
+        return compile_trial(self.job, self.device, bf16, self.ranks)
 
 
 def dtype_trial(job: Job, device: torch.device) -> Choice:
@@ -43,32 +46,53 @@ def dtype_trial(job: Job, device: torch.device) -> Choice:
     native, why = fastest_dtype(device)
     if native != torch.bfloat16:
         return Choice("fp32", why)
-    with _unchanged(job):
-        full, half = (_seconds(job, job.objective, device, bf16) for bf16 in (False, True))
+    try:
+        with _unchanged(job):
+            part = _part(job)
+            full, half = (_seconds(_pass(job, job.objective, part, device, bf16)) for bf16 in (False, True))
+    except torch.OutOfMemoryError:
+        return Choice("fp32", TOO_LARGE)
     gain = full / half
     return Choice("bf16" if gain >= LEAST_GAIN else "fp32", f"a step with bf16 is {gain:.2f} times as fast; {why}")
 
 
-def compile_trial(job: Job, device: torch.device, bf16: bool) -> Choice:
-    """Compiled where that saves clearly more over the whole stage than it takes; not tried where the stage is short."""
-    if getattr(job.settings, "parallel", None) is not None:
+def compile_trial(job: Job, device: torch.device, bf16: bool, ranks: int = 1) -> Choice:
+    """Compiled where that saves clearly more over the whole job than it takes; not tried where the job is short.
+
+    ``ranks``: how many share each batch, so that a pass takes that share of the time.
+    """
+    parallel = getattr(job.settings, "parallel", None)
+    if parallel is not None and (parallel.fsdp != 1 or parallel.experts != 1):
         return Choice(False, "a network that may be divided over processes is not compiled")
     passes = job.settings.epochs * job.batches.steps_per_epoch * job.settings.accumulate
-    with _unchanged(job):
-        eager = _seconds(job, job.objective, device, bf16)
-        if passes * eager < LONG:
-            return Choice(False, f"all passes take about {passes * eager:.0f} s, too short to pay for compiling")
-        began = time.perf_counter()
-        try:
-            fast = compiled(job.objective)
-            _pass(job, fast, device, bf16)()
-        except Exception as error:  # whatever the compiler, or the lack of one, raises
-            return Choice(False, f"compiling failed: {type(error).__name__}")
-        took = time.perf_counter() - began
-        quick = _seconds(job, fast, device, bf16)
+    if not passes:
+        return Choice(False, "nothing is trained")
+    try:
+        with _unchanged(job):
+            return _compile_trial(job, device, bf16, passes / ranks)
+    except torch.OutOfMemoryError:
+        return Choice(False, TOO_LARGE)
+
+
+def _compile_trial(job: Job, device: torch.device, bf16: bool, passes: float) -> Choice:
+    part = _part(job)
+    eager = _seconds(_pass(job, job.objective, part, device, bf16))
+    if passes * eager < LONG:
+        return Choice(False, f"all passes take about {passes * eager:.0f} s, too short to pay for compiling")
+    began = time.perf_counter()
+    try:
+        run = _pass(job, compiled(job.objective), part, device, bf16)
+        run()
+    except Exception as error:  # whatever the compiler, or the lack of one, raises
+        forget_compiled()
+        return Choice(False, f"compiling failed: {type(error).__name__}")
+    took = time.perf_counter() - began
+    quick = _seconds(run)
     saved = passes * (eager - quick)
-    told = f"{eager / quick:.2f} times as fast, {saved:.0f} s less over the stage; compiling takes {took:.0f} s"
-    return Choice(saved > PAYS * took, told)
+    if not (pays := saved > PAYS * took):
+        forget_compiled()
+    told = f"{eager / quick:.2f} times as fast, {saved:.0f} s less over the job; compiling takes {took:.0f} s"
+    return Choice(pays, told)
 
 
 @contextmanager
@@ -86,9 +110,14 @@ def _unchanged(job: Job) -> Iterator[None]:
             track.chain.zero_grad(set_to_none=True)
 
 
-def _seconds(job: Job, objective: nn.Module, device: torch.device, bf16: bool) -> float:
-    """The median time of a forward and backward pass of a micro-batch, after one to warm up."""
-    run, found = _pass(job, objective, device, bf16), []
+def _part(job: Job) -> Batch:
+    """A micro-batch."""
+    return next(job.batches.epoch(0)).split(job.settings.accumulate)[0]
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """The median time of a pass, after one to warm up."""
+    found = []
     for _ in range(TRIES + 1):
         start = time.perf_counter()
         run()
@@ -96,9 +125,7 @@ def _seconds(job: Job, objective: nn.Module, device: torch.device, bf16: bool) -
     return median(found[1:])
 
 
-def _pass(job: Job, objective: nn.Module, device: torch.device, bf16: bool) -> Callable[[], None]:
-    part = next(job.batches.epoch(0)).split(job.settings.accumulate)[0]
-
+def _pass(job: Job, objective: nn.Module, part: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
     def run() -> None:
         """Forth and back, until the device has done it."""
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from modnet.chain import Chain, describe
-from modnet.data.loaders import TrainBatches
+from modnet.data.loaders import TrainBatches, sent
 from modnet.engine.batch import REPLAYED, Batch
 from modnet.engine.ranks import SOLO, Team
 from modnet.engine.replay import ELSEWHERE, Coding, Layout, Replay, remedy, replay_id
@@ -254,5 +254,5 @@ class ReplayedBatches:
         """The batches of an epoch from step ``start`` on."""
         for step, batch in enumerate(self.batches.epoch(epoch, start), start):
             found = self.replay.rows(epoch, step, self.names, self._rows)
-            stored = {REPLAYED + name: x.to(batch.x.device) for name, x in found.items()}
+            stored = {REPLAYED + name: sent(x, batch.x.device) for name, x in found.items()}
             yield replace(batch, extra={**batch.extra, **stored})

@@ -18,6 +18,7 @@ def explain(document: Document, path: Path, cls: type[Params], error: Validation
     """Note each of pydantic's errors where the value was written, with what would be right."""
     items = error.errors(include_url=False)
     within = {item["loc"][:-1] for item in items}
+    switches = {_place(document, path, item["loc"])[0] for item in items if item["type"] == "bool_type"}
     for item in items:
         loc = tuple(item["loc"])
         if item["type"] == "too_short" and loc in within:  # pydantic counts wrong items as absent
@@ -28,6 +29,8 @@ def explain(document: Document, path: Path, cls: type[Params], error: Validation
         elif item["type"] == "missing":
             document.complain(where, f"`{loc[-1]}:` is missing{_purpose(inside)}", key=True, quote=False)
         else:
+            if item["type"] == "literal_error" and where in switches:  # a word that may stand for true or false
+                continue
             if item["type"] == "unknown_name" and (*where, "name") in document.spots:
                 where = (*where, "name")
             document.complain(where, reason(dict(item)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,13 @@ import torch
 from torch import nn
 
 from modnet.engine import trials
+from modnet.engine.batch import Batch
 from modnet.engine.job import Job
 from modnet.engine.trials import compile_trial, dtype_trial
+from modnet.recipe.stages import Train
+from modnet.recipe.training import SGD
+from tests.engine import toy
+from tests.engine.test_statistics import normed_chain
 from tests.engine.toy import run, toy_job, weights
 
 CPU = torch.device("cpu")
@@ -66,8 +73,8 @@ class Clock:
         self.now, self.each, self.compiled = 0.0, eager, 0
         real = trials._pass
 
-        def timed(job: Job, objective: nn.Module, device: torch.device, bf16: bool) -> Callable[[], None]:
-            run = real(job, objective, device, bf16)
+        def timed(job: Job, objective: nn.Module, part: Batch, device: torch.device, bf16: bool) -> Callable[[], None]:
+            run = real(job, objective, part, device, bf16)
 
             def ticking() -> None:
                 run()
@@ -82,6 +89,7 @@ class Clock:
 
         monkeypatch.setattr(trials, "_pass", timed)
         monkeypatch.setattr(trials, "compiled", compiled)
+        monkeypatch.setattr(trials, "forget_compiled", lambda: None)
         monkeypatch.setattr("modnet.engine.trials.time.perf_counter", lambda: self.now)
 
 
@@ -89,7 +97,7 @@ class Clock:
     ("eager", "quick", "compiling", "value", "told"),
     [
         (1.0, 0.5, 5.0, False, "too short to pay for compiling"),
-        (200.0, 100.0, 200.0, True, "2.00 times as fast, 800 s less over the stage; compiling takes 300 s"),
+        (200.0, 100.0, 200.0, True, "2.00 times as fast, 800 s less over the job; compiling takes 300 s"),
         (200.0, 190.0, 300.0, False, "1.05 times as fast, 80 s less"),
     ],
 )
@@ -114,6 +122,57 @@ def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(trials, "LONG", 0.0)
     monkeypatch.setattr(trials, "compiled", missing)
+    monkeypatch.setattr(trials, "forget_compiled", lambda: None)  # it would import the compiler
     run(tmp_path, compile="auto", epochs=1)
     stored = json.loads((tmp_path / "choices.json").read_text())["compile"]
     assert stored == {"value": False, "reason": "compiling failed: RuntimeError"}
+
+
+def test_ranks_that_share_batches_have_less_to_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = toy_job(epochs=2, compile="auto")
+    Clock(monkeypatch, eager=200.0, quick=100.0, compiling=200.0)
+    assert compile_trial(job, CPU, bf16=False, ranks=2).value is False
+
+
+@pytest.mark.parametrize(("parallel", "tried"), [({}, True), ({"fsdp": "all"}, False), ({"experts": 2}, False)])
+def test_a_network_that_may_be_divided_is_not_compiled(
+    parallel: dict[str, object], tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = toy_job()
+    values = {"data": "d", "model": "m", "compile": "auto", "parallel": parallel}
+    settings = Train.model_validate_json(json.dumps(values), strict=True)
+    Clock(monkeypatch, eager=1.0, quick=0.5, compiling=1.0)
+    choice = compile_trial(replace(job, settings=settings), CPU, bf16=False)
+    assert ("too short" in choice.reason) == tried
+    assert ("may be divided" in choice.reason) != tried
+
+
+def test_nothing_is_tried_where_nothing_is_trained() -> None:
+    assert compile_trial(toy_job(epochs=0, compile="auto"), CPU, bf16=False).reason == "nothing is trained"
+
+
+def test_running_statistics_and_the_mode_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "toy_chain", normed_chain)
+    job = toy_job(compile="auto")
+    before = {name: buffer.clone() for name, buffer in job.objective.named_buffers()}
+    assert any(name.endswith("running_mean") for name in before)
+    for mode in (True, False):
+        job.objective.train(mode)
+        compile_trial(job, CPU, bf16=False)
+        assert job.objective.training is mode
+        for name, buffer in job.objective.named_buffers():
+            assert torch.equal(buffer, before[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_trial_compiled_is_trained_and_obeyed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "LONG", 0.0)
+    monkeypatch.setattr(trials, "PAYS", -math.inf)
+    eager, _ = run(tmp_path / "eager", optimizer=SGD(lr=0.1))
+    fast, _ = run(tmp_path / "fast", optimizer=SGD(lr=0.1), compile="auto")
+    assert json.loads((tmp_path / "fast" / "choices.json").read_text())["compile"]["value"] is True
+    for name, tensor in weights(eager).items():
+        torch.testing.assert_close(weights(fast)[name], tensor, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr("modnet.engine.trials.compile_trial", lambda *_: pytest.fail("tried again"))
+    run(tmp_path / "fast", optimizer=SGD(lr=0.1), compile="auto")
