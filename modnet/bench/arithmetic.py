@@ -12,6 +12,7 @@ import torch
 from modnet.bench.machine import bf16_missing
 from modnet.bench.networks import CLASSES, job_of, random_data, run_job
 from modnet.bench.pairs import Aim, Comparison, Finding, Measure, Skipped, faster, rounds, timed
+from modnet.bench.profiles import shares
 from modnet.chain import Chain, Port
 from modnet.data.loaders import TrainBatches
 from modnet.engine.batch import Batch, Batches
@@ -119,6 +120,8 @@ def _efficiency(dtype: str, aim: Aim, repeats: int) -> Finding:
     seconds = training.seconds(dtype, lambda: rates.append(gemm_rate(dtype)))
     reached = [flops / spent / rate for spent, rate in zip(seconds, rates[1:], strict=False)]
     told = f"products alone {median(rates) / 1e9:.0f} GFLOP/s, the step {flops / median(seconds) / 1e9:.0f}"
+    if where := shares(lambda: Training(**SIZE, steps=3).seconds(dtype)):
+        told += f"; a profile: {where}"
     what = f"arithmetic of a ViT-S step, 64 pixels, {dtype}"
     return Measure(f"efficiency {dtype}", what, "of the GEMM rate", tuple(reached), aim, told)
 

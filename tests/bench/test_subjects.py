@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -170,6 +171,7 @@ def test_efficiency_is_a_share_of_what_products_reach(toy_sizes: None) -> None:
         assert isinstance(found, Measure)
         assert found.figure > 0
         assert found.note.startswith("products alone ")
+        assert re.search(r"; a profile: products \d+ %, attention \d+ %, GELU \d+ %,", found.note)
 
 
 def test_one_process_saves_the_frozen_front_that_two_compute_each(toy_sizes: None) -> None:
